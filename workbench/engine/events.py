@@ -1,0 +1,124 @@
+"""What the engine decided, as past-tense facts: one event a decision, never one a token or a block.
+
+Events are built only while somebody observes. They are plain data; `at` is the engine's clock in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from workbench.engine.plan import Ints, StepPlan
+    from workbench.engine.result import StepResult
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStarted:
+    """An engine opened; what follows happened under these settings."""
+
+    at: float
+    config: dict[str, object]  # resolved settings: model, device, num_blocks, budget ...
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArrived:
+    """A request was checked and joined the waiting queue."""
+
+    at: float
+    request_id: str
+    prompt_token_ids: Ints  # [num_prompt_tokens]
+    max_tokens: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAdmitted:
+    """A waiting request got a batch row; its prefix was looked up in the cache."""
+
+    at: float
+    step: int
+    request_id: str
+    row: int
+    num_tokens: int  # prompt and, after a preemption, what it had generated
+    num_cached_tokens: int  # found in the prefix cache, not computed again
+    resumed: bool  # it ran before and was preempted
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPreempted:
+    """Blocks ran out: a request gave its own back and waits again, to be recomputed."""
+
+    at: float
+    step: int  # the plan that decided it
+    request_id: str
+    num_computed_tokens: int  # work given up, unless its blocks are still found later
+    in_flight: int  # tokens of steps in flight that are dropped with it
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlanned:
+    """A plan is complete and about to be launched."""
+
+    at: float
+    plan: StepPlan
+    request_ids: tuple[str, ...]  # [n]; who holds plan.rows
+    running: int
+    waiting: int
+    blocks_free: int  # includes the cached ones nobody holds
+    blocks_held: int
+    blocks_cached: int  # findable by their key, held or free
+    recomputed: int  # tokens of this step computed before, ahead of a preemption
+    plan_s: float  # host seconds spent planning
+
+
+@dataclass(frozen=True, slots=True)
+class StepCommitted:
+    """A step's result was applied to its requests."""
+
+    at: float
+    result: StepResult
+    request_ids: tuple[str, ...]  # [k]; the requests that took a token
+    token_ids: Ints  # [k]
+    positions: Ints  # [k]; place of the token in its request, prompt included
+    taken: Ints  # [k]; line of the result each came from
+    overshoot: int  # tokens computed for requests that had already ended or been preempted
+    commit_s: float  # host seconds spent committing
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The runner raised; the step's requests end with "error" and its blocks leave the prefix cache."""
+
+    at: float
+    index: int
+    request_ids: tuple[str, ...]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """A request ended; its blocks are free, the full ones still findable."""
+
+    at: float
+    request_id: str
+    reason: FinishReason
+    stop_reason: int | str | None
+    num_output_tokens: int
+    num_preemptions: int
+
+
+Event = (
+    EngineStarted
+    | RequestArrived
+    | RequestAdmitted
+    | RequestPreempted
+    | StepPlanned
+    | StepCommitted
+    | StepFailed
+    | RequestFinished
+)
+Observer = Callable[[Event], None]

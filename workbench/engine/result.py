@@ -1,0 +1,38 @@
+"""What one step yielded: plain arrays, in the order of the plan's rows that sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.engine.plan import Ints
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobColumns:
+    """Log probabilities of one step, a line for each row that sampled.
+
+    `top_ids` is as wide as the largest request in the batch wants; each request reads its first k.
+    """
+
+    sampled: Floats  # [m]; of the sampled token, natural log
+    ranks: Ints  # [m]; of the sampled token: 1 + the number of tokens with a larger logprob
+    top_ids: Ints  # [m, k]; best first
+    top_logprobs: Floats  # [m, k]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The tokens of one step and the times at which it was launched and collected."""
+
+    index: int  # the plan's
+    rows: Ints  # [m]; plan.rows[plan.samples]
+    token_ids: Ints  # [m]
+    logprobs: LogprobColumns | None  # None when no row asked
+    launch_s: float  # clock when the runner took the plan
+    collect_s: float  # clock when the tokens were on the host
+    device_s: float  # seconds the device computed

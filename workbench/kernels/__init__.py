@@ -1,0 +1,7 @@
+"""`workbench.kernels.<operation>`: in a wheel the folders beside this file, in a checkout the top `kernels/`."""
+
+from pathlib import Path
+
+_checkout = Path(__file__).resolve().parents[2] / "kernels"
+if _checkout.is_dir() and (_checkout.parent / "pyproject.toml").is_file():
+    __path__.append(str(_checkout))
