@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
-from numbers import Integral, Real
 from typing import Any, TypeVar
 
+from workbench.checks import above_zero, at_least, integer, real, strings, token_ids, top_count, within
 from workbench.errors import check_names
 
 GREEDY_BELOW = 1e-5  # a temperature under this picks the largest logit; dividing by it would overflow
@@ -42,7 +42,7 @@ def _checks_names(replaced: Mapping[str, str]) -> Callable[[type[_T]], type[_T]]
             check_names(cls.__name__, kwargs, valid, replaced)
             init(self, *args, **kwargs)
 
-        cls.__init__ = checked  # type: ignore[method-assign]
+        cls.__init__ = checked  # type: ignore[method-assign, assignment]
         return cls
 
     return decorate
@@ -169,10 +169,10 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
-        self.beam_width = _at_least("beam_width", self.beam_width, 1)
-        self.max_tokens = _at_least("max_tokens", self.max_tokens, 1)
-        self.temperature = _within("temperature", self.temperature, 0.0, 2.0)
-        self.length_penalty = _real("length_penalty", self.length_penalty)
+        self.beam_width = at_least("beam_width", self.beam_width, 1)
+        self.max_tokens = at_least("max_tokens", self.max_tokens, 1)
+        self.temperature = within("temperature", self.temperature, 0.0, 2.0)
+        self.length_penalty = real("length_penalty", self.length_penalty)
 
 
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -214,7 +214,7 @@ class LoRARequest:
     lora_path: str
 
     def __post_init__(self) -> None:
-        if _integer("lora_int_id", self.lora_int_id) < 1:
+        if integer("lora_int_id", self.lora_int_id) < 1:
             raise ValueError(f"lora_int_id is {self.lora_int_id}: adapters are numbered from 1")
         if not self.lora_path:
             raise ValueError("lora_path is empty: give the adapter's folder")
@@ -246,30 +246,27 @@ def check_against(params: SamplingParams, *, vocab_size: int, max_logprobs: int)
     _check_vocabulary("stop_token_ids", params.stop_token_ids or (), vocab_size)
 
 
-# --- one group of fields each ---------------------------------------------------------------------------
-
-
 def _check_numbers(p: SamplingParams) -> None:
-    p.n = _at_least("n", p.n, 1)
-    p.presence_penalty = _within("presence_penalty", p.presence_penalty, -2.0, 2.0)
-    p.frequency_penalty = _within("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
-    p.repetition_penalty = _above_zero("repetition_penalty", p.repetition_penalty, "1 turns it off")
-    p.temperature = _within("temperature", p.temperature, 0.0, 2.0, remedy="0 is greedy, 1 leaves the logits")
-    p.top_p = _above_zero("top_p", p.top_p, "1 turns it off")
+    p.n = at_least("n", p.n, 1)
+    p.presence_penalty = within("presence_penalty", p.presence_penalty, -2.0, 2.0)
+    p.frequency_penalty = within("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
+    p.repetition_penalty = above_zero("repetition_penalty", p.repetition_penalty, "1 turns it off")
+    p.temperature = within("temperature", p.temperature, 0.0, 2.0, remedy="0 is greedy, 1 leaves the logits")
+    p.top_p = above_zero("top_p", p.top_p, "1 turns it off")
     if p.top_p > 1.0:
         raise ValueError(f"top_p is {p.top_p}: use more than 0 and at most 1; 1 turns it off")
-    p.min_p = _within("min_p", p.min_p, 0.0, 1.0, remedy="0 turns it off")
-    p.top_k = max(0, _at_least("top_k", p.top_k, -1, remedy="0 or -1 turns it off"))
+    p.min_p = within("min_p", p.min_p, 0.0, 1.0, remedy="0 turns it off")
+    p.top_k = max(0, at_least("top_k", p.top_k, -1, remedy="0 or -1 turns it off"))
     if p.seed is not None:
-        seed = _integer("seed", p.seed)
+        seed = integer("seed", p.seed)
         p.seed = None if seed == -1 else seed  # -1: vLLM's other way to say "none"
 
 
 def _check_lengths(p: SamplingParams) -> None:
-    p.min_tokens = _at_least("min_tokens", p.min_tokens, 0)
+    p.min_tokens = at_least("min_tokens", p.min_tokens, 0)
     if p.max_tokens is None:
         return
-    p.max_tokens = _at_least("max_tokens", p.max_tokens, 1, remedy="None is up to max_model_len")
+    p.max_tokens = at_least("max_tokens", p.max_tokens, 1, remedy="None is up to max_model_len")
     if p.min_tokens > p.max_tokens:
         raise ValueError(
             f"min_tokens is {p.min_tokens}, max_tokens {p.max_tokens}: raise max_tokens or lower min_tokens"
@@ -277,17 +274,17 @@ def _check_lengths(p: SamplingParams) -> None:
 
 
 def _check_stops(p: SamplingParams) -> None:
-    p.stop = _strings("stop", p.stop)
-    p.stop_token_ids = _token_ids("stop_token_ids", p.stop_token_ids or [])
+    p.stop = strings("stop", p.stop)
+    p.stop_token_ids = token_ids("stop_token_ids", p.stop_token_ids or [])
     if p.stop and not p.detokenize:
         raise ValueError("stop strings need text, and detokenize is False: set it True or use stop_token_ids")
 
 
 def _check_logprobs(p: SamplingParams) -> None:
-    p.logprobs = _top_count("logprobs", p.logprobs)
-    p.prompt_logprobs = _top_count("prompt_logprobs", p.prompt_logprobs)
+    p.logprobs = top_count("logprobs", p.logprobs)
+    p.prompt_logprobs = top_count("prompt_logprobs", p.prompt_logprobs)
     if p.logprob_token_ids is not None:
-        p.logprob_token_ids = _token_ids("logprob_token_ids", p.logprob_token_ids)
+        p.logprob_token_ids = token_ids("logprob_token_ids", p.logprob_token_ids)
 
 
 def _check_token_sets(p: SamplingParams) -> None:
@@ -296,13 +293,13 @@ def _check_token_sets(p: SamplingParams) -> None:
             raise TypeError(f"logit_bias is {p.logit_bias!r}: use a dict of token id to bias")
         p.logit_bias = {_bias_key(key): _bias(key, value) for key, value in p.logit_bias.items()}
     if p.allowed_token_ids is not None:
-        p.allowed_token_ids = _token_ids("allowed_token_ids", p.allowed_token_ids)
+        p.allowed_token_ids = token_ids("allowed_token_ids", p.allowed_token_ids)
         if not p.allowed_token_ids:
             raise ValueError(
                 "allowed_token_ids is empty, so nothing could be sampled: None allows every token"
             )
     if p.bad_words is not None:
-        p.bad_words = _strings("bad_words", p.bad_words)
+        p.bad_words = strings("bad_words", p.bad_words)
 
 
 def _check_switches(p: SamplingParams) -> None:
@@ -334,87 +331,20 @@ _SWITCHES = (
 )
 
 
-# --- one value each -------------------------------------------------------------------------------------
-
-
-def _integer(name: str, value: object) -> int:
-    if type(value) is int:  # ahead of the abstract classes, which numpy's scalars need and which are slow
-        return value
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}: use an integer")
-    return int(value)
-
-
-def _real(name: str, value: object) -> float:
-    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
-        raise TypeError(f"{name} is {value!r}: use a number")
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}: use a finite number")
-    return number
-
-
-def _at_least(name: str, value: object, low: int, remedy: str = "") -> int:
-    number = _integer(name, value)
-    if number < low:
-        raise ValueError(f"{name} is {number}: use {low} or more" + (f"; {remedy}" if remedy else ""))
-    return number
-
-
-def _within(name: str, value: object, low: float, high: float, remedy: str = "") -> float:
-    number = _real(name, value)
-    if not low <= number <= high:
-        raise ValueError(f"{name} is {number:g}: use {low:g} to {high:g}" + (f"; {remedy}" if remedy else ""))
-    return number
-
-
-def _above_zero(name: str, value: object, remedy: str) -> float:
-    number = _real(name, value)
-    if number <= 0.0:
-        raise ValueError(f"{name} is {number:g}: use more than 0; {remedy}")
-    return number
-
-
-def _top_count(name: str, value: object) -> int | None:
-    if value is None or value is False:
-        return None
-    if value is True:
-        return 1
-    return _at_least(name, value, -1, remedy="0 gives the sampled token only, -1 the whole vocabulary")
-
-
-def _strings(name: str, value: str | Iterable[str] | None) -> list[str]:
-    if value is None:
-        return []
-    found = [value] if isinstance(value, str) else list(value)
-    for item in found:
-        if not isinstance(item, str):
-            raise TypeError(f"{name} holds {item!r}: use strings")
-        if not item:
-            raise ValueError(f"{name} holds an empty string, which every text contains: leave it out")
-    return found
-
-
-def _token_ids(name: str, value: object) -> list[int]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} is {value!r}: use a list of token ids")
-    return [_at_least(f"a token id in {name}", item, 0) for item in value]
-
-
 def _bias_key(key: object) -> int:
     if isinstance(key, str) and key.isdecimal():  # JSON has no other keys
         return int(key)
-    return _at_least("a token id in logit_bias", key, 0)
+    return at_least("a token id in logit_bias", key, 0)
 
 
 def _bias(key: object, value: object) -> float:
     if value == -math.inf:  # never sampled; adding it is well defined, unlike +inf
         return -math.inf
-    return _within(f"logit_bias[{key}]", value, -BIAS_LIMIT, BIAS_LIMIT)
+    return within(f"logit_bias[{key}]", value, -BIAS_LIMIT, BIAS_LIMIT)
 
 
-def _check_vocabulary(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
-    for token_id in token_ids:
+def _check_vocabulary(name: str, ids: Iterable[int], vocab_size: int) -> None:
+    for token_id in ids:
         if token_id >= vocab_size:
             raise ValueError(f"{name} holds token id {token_id}, the vocabulary ends at {vocab_size - 1}")
 
