@@ -91,22 +91,17 @@ class TokenLogprobs(Sequence[dict[int, Logprob]]):
         return repr(list(self))
 
     def _entry(self, place: int) -> dict[int, Logprob]:
-        entry = {int(self.token_ids[place]): self._logprob(self.token_ids, self.sampled, self.ranks, place)}
-        ranks = np.arange(1, self.top_ids.shape[1] + 1)
-        for column, token_id in enumerate(self.top_ids[place].tolist()):
-            if token_id not in entry:  # the sampled token keeps its place
-                entry[token_id] = self._logprob(self.top_ids[place], self.top_logprobs[place], ranks, column)
+        token_id = int(self.token_ids[place])
+        entry = {token_id: self._logprob(token_id, self.sampled[place], self.ranks[place])}
+        top = zip(self.top_ids[place].tolist(), self.top_logprobs[place], strict=True)
+        for rank, (top_id, value) in enumerate(top, start=1):
+            if top_id != token_id:  # the sampled token keeps its place
+                entry[top_id] = self._logprob(top_id, value, rank)
         return entry
 
-    def _logprob(
-        self,
-        ids: npt.NDArray[np.int32],
-        values: npt.NDArray[np.float32],
-        ranks: npt.NDArray[np.int_],
-        at: int,
-    ) -> Logprob:
-        text = None if self._decode is None else self._decode(int(ids[at]))
-        return Logprob(float(values[at]), int(ranks[at]), text)
+    def _logprob(self, token_id: int, value: np.float32, rank: int | np.int32) -> Logprob:
+        text = None if self._decode is None else self._decode(token_id)
+        return Logprob(float(value), int(rank), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +124,8 @@ class CompletionOutput:
     def __repr__(self) -> str:
         end = f", finish_reason={self.finish_reason!r}" if self.finished() else ""
         why = f", stop_reason={self.stop_reason!r}" if self.stop_reason is not None else ""
-        return f"CompletionOutput(index={self.index}, text={_short(self.text)}, {_count(self.token_ids)}{end}{why})"
+        text = _short(self.text)
+        return f"CompletionOutput(index={self.index}, text={text}, {_count(self.token_ids)}{end}{why})"
 
 
 @dataclass(frozen=True, slots=True)
