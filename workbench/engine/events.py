@@ -5,6 +5,7 @@ Events are built only while somebody observes. They are plain data; `at` is the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from workbench.engine.plan import Ints, StepPlan
     from workbench.engine.result import StepResult
+
+logger = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -45,6 +48,7 @@ class RequestAdmitted:
     row: int
     num_tokens: int  # prompt and, after a preemption, what it had generated
     num_cached_tokens: int  # found in the prefix cache, not computed again
+    num_reached: int  # tokens it had computed before its last preemption; 0 when it is new
     resumed: bool  # it ran before and was preempted
 
 
@@ -122,3 +126,30 @@ Event = (
     | RequestFinished
 )
 Observer = Callable[[Event], None]
+
+
+class Emitter:
+    """Hands events to observers; false while there are none, so that nobody builds an event in vain.
+
+    An observer cannot change the run: one that raises is set aside with a warning.
+    """
+
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
+    def __call__(self, event: Event) -> None:
+        for observer in list(self._observers):
+            try:
+                observer(event)
+            except Exception as error:  # noqa: BLE001 - whatever an observer does, the run goes on
+                self.remove(observer)
+                logger.warning("observer %r raised %r and is set aside", observer, error)
+
+    def add(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
+    def remove(self, observer: Observer) -> None:
+        self._observers.remove(observer)

@@ -1,0 +1,58 @@
+"""Keys of full blocks: a hash of the parent block's key and this block's tokens.
+
+A key stands for the whole prefix up to the block's end, so equal keys mean equal prefixes. What else
+distinguishes two requests (adapter, cache salt) goes into the root, and so into every key below it.
+The chain follows vLLM's automatic prefix caching.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+HashAlgorithm = Literal["sha256", "xxhash"]
+HashFunction = Callable[[bytes], bytes]
+
+TOKEN_BYTES = 4  # tokens are hashed as little-endian int32
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def hash_function(algorithm: HashAlgorithm) -> HashFunction:
+    """The function behind `prefix_caching_hash_algo`: bytes in, a digest of 16 or 32 bytes out.
+
+    sha256 makes collisions out of reach even for an adversary; xxhash (128 bits) is faster and not
+    collision-proof against one.
+    """
+    if algorithm == "sha256":
+        return _sha256
+    if algorithm == "xxhash":
+        try:
+            import xxhash
+        except ImportError as error:
+            raise ValueError(
+                "prefix_caching_hash_algo='xxhash' needs the package xxhash: pip install 'workbench[xxhash]',"
+                " or use the default 'sha256'"
+            ) from error
+        return xxhash.xxh3_128_digest
+    raise ValueError(f"prefix_caching_hash_algo={algorithm!r} is unknown: use 'sha256' or 'xxhash'")
+
+
+def root_key(digest: HashFunction, extra: Sequence[str | int]) -> bytes:
+    """The parent of a request's first block: a hash of its extra keys, b"" when it has none."""
+    return digest(repr(tuple(extra)).encode()) if extra else b""
+
+
+def extend_keys(digest: HashFunction, keys: list[bytes], root: bytes, tokens: bytes, block_size: int) -> None:
+    """Append to `keys` those of the blocks that follow the ones it has.
+
+    `tokens` are the following blocks' tokens as int32 bytes, whole blocks only.
+    """
+    parent = keys[-1] if keys else root
+    width = block_size * TOKEN_BYTES
+    for begin in range(0, len(tokens), width):
+        parent = digest(parent + tokens[begin : begin + width])
+        keys.append(parent)

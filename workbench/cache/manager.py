@@ -1,0 +1,194 @@
+"""Who holds which blocks: prefix lookup, reservation, registration and release, for each KV group.
+
+A KV group is a set of layers that share a layout and a block table. A prefix is found in the cache as far
+as all groups agree. Knows tokens only as bytes to hash; decides nothing about who runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from workbench.cache.hashing import HashFunction, extend_keys
+from workbench.cache.pool import NULL_BLOCK, BlockPool
+
+
+class KVGroup(NamedTuple):
+    """Layers that share a block table."""
+
+    layers: tuple[int, ...]
+    window: int | None = None  # sliding window in tokens; None: every earlier token is attended
+
+
+@dataclass(slots=True)
+class BlockTables:
+    """What one request holds."""
+
+    root: bytes  # parent key of its first block
+    blocks: list[list[int]]  # per group; entry i holds tokens [i * block_size, (i + 1) * block_size)
+    keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
+    num_registered: int = 0  # leading blocks that were found or made findable
+
+
+class Hit(NamedTuple):
+    """The longest prefix that every group finds."""
+
+    num_tokens: int
+    blocks: list[list[int]]  # per group; NULL_BLOCK where the group needs nothing
+
+
+class TokenSource(Protocol):
+    """The tokens of a request, read only when a key has to be computed."""
+
+    def token_bytes(self, begin: int, end: int) -> bytes:
+        """Tokens [begin, end) as little-endian int32."""
+        ...
+
+
+class CacheManager:
+    """Block tables over one pool. With `caching` off nothing is ever found."""
+
+    def __init__(
+        self, pool: BlockPool, groups: Sequence[KVGroup], block_size: int, digest: HashFunction, *, caching: bool
+    ) -> None:
+        self.pool = pool
+        self.groups = tuple(groups)
+        self.block_size = block_size
+        self.caching = caching
+        self._digest = digest
+
+    def open(self, root: bytes) -> BlockTables:
+        """Empty tables for a new request."""
+        return BlockTables(root, [[] for _ in self.groups])
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that `num_tokens` tokens occupy, over all groups, while all of them are held."""
+        return -(-num_tokens // self.block_size) * len(self.groups)
+
+    def lookup(self, tables: BlockTables, source: TokenSource, num_tokens: int) -> Hit:
+        """The longest cached prefix of a request of `num_tokens`; its last token is always computed."""
+        limit = (num_tokens - 1) // self.block_size if self.caching else 0
+        found = limit
+        while True:
+            agreed = found
+            for index, group in enumerate(self.groups):
+                found = self._longest(tables, source, index, group.window, found)
+            if found == agreed:
+                break
+        blocks = [self._hit_blocks(tables, index, group.window, found) for index, group in enumerate(self.groups)]
+        return Hit(found * self.block_size, blocks)
+
+    def _longest(self, tables: BlockTables, source: TokenSource, index: int, window: int | None, limit: int) -> int:
+        if window is None:
+            for place in range(limit):
+                if self._find(tables, source, index, place) is None:
+                    return place
+            return limit
+        # A window needs only the blocks that reach into it: look for a long enough run from the right.
+        needed = -(-(window - 1) // self.block_size)
+        run = 0
+        for place in range(limit - 1, -1, -1):
+            run = run + 1 if self._find(tables, source, index, place) is not None else 0
+            if run >= needed:
+                return place + run
+        return run
+
+    def _find(self, tables: BlockTables, source: TokenSource, index: int, place: int) -> int | None:
+        self._extend(tables, source, place + 1)
+        return self.pool.find(_group_key(tables.keys[place], index))
+
+    def _extend(self, tables: BlockTables, source: TokenSource, count: int) -> None:
+        known = len(tables.keys)
+        if known < count:
+            tokens = source.token_bytes(known * self.block_size, count * self.block_size)
+            extend_keys(self._digest, tables.keys, tables.root, tokens, self.block_size)
+
+    def _hit_blocks(self, tables: BlockTables, index: int, window: int | None, count: int) -> list[int]:
+        first = self._first_needed(window, count * self.block_size)
+        blocks = [NULL_BLOCK] * min(first, count)
+        for place in range(first, count):
+            block = self.pool.find(_group_key(tables.keys[place], index))
+            assert block is not None, "a block of the hit vanished during the lookup"
+            blocks.append(block)
+        return blocks
+
+    def _first_needed(self, window: int | None, start: int) -> int:
+        # The query at `start` attends to (start - window, start].
+        return 0 if window is None else max(0, start - window + 1) // self.block_size
+
+    def admit(self, tables: BlockTables, hit: Hit, num_tokens: int) -> bool:
+        """Hold the hit and reserve blocks up to `num_tokens`; False, and nothing done, when blocks lack."""
+        pool = self.pool
+        wanted = -(-num_tokens // self.block_size)
+        revived = 0  # free blocks of the hit: holding them takes them off the free list
+        for blocks in hit.blocks:
+            revived += sum(1 for block in blocks if block != NULL_BLOCK and not pool.references(block))
+        fresh = sum(wanted - len(blocks) for blocks in hit.blocks)
+        if fresh + revived > pool.num_free:
+            return False
+        for table, blocks in zip(tables.blocks, hit.blocks, strict=True):
+            pool.hold(block for block in blocks if block != NULL_BLOCK)
+            table[:] = blocks
+        for table in tables.blocks:
+            table += pool.take(wanted - len(table))
+        tables.num_registered = hit.num_tokens // self.block_size
+        return True
+
+    def grow(self, tables: BlockTables, start: int, num_tokens: int) -> bool:
+        """Reserve blocks up to `num_tokens` for a step that begins at `start`; False when blocks lack."""
+        wanted = -(-num_tokens // self.block_size)
+        self._slide(tables, start)
+        fresh = sum(wanted - len(table) for table in tables.blocks)
+        if fresh > self.pool.num_free:
+            return False
+        for table in tables.blocks:
+            table += self.pool.take(wanted - len(table))
+        return True
+
+    def _slide(self, tables: BlockTables, start: int) -> None:
+        """Give back blocks that left the window of a step that begins at `start`."""
+        for group, table in zip(self.groups, tables.blocks, strict=True):
+            if group.window is None:
+                continue
+            place = min(self._first_needed(group.window, start), len(table)) - 1
+            left = []
+            while place >= 0 and table[place] != NULL_BLOCK:
+                left.append(table[place])
+                table[place] = NULL_BLOCK
+                place -= 1
+            self.pool.release(left)  # the last of `left` is the oldest token's
+
+    def register(self, tables: BlockTables, source: TokenSource, num_tokens: int) -> list[bytes]:
+        """Make the full blocks of the first `num_tokens` tokens findable; the keys that are new.
+
+        The caller vouches that every one of these tokens is written by a step launched by now.
+        """
+        full = num_tokens // self.block_size
+        first = tables.num_registered
+        if not self.caching or full <= first:
+            return []
+        self._extend(tables, source, full)
+        new = []
+        for index, table in enumerate(tables.blocks):
+            for place in range(first, full):
+                key = _group_key(tables.keys[place], index)
+                if table[place] != NULL_BLOCK and self.pool.register(table[place], key):
+                    new.append(key)
+        tables.num_registered = full
+        return new
+
+    def release(self, tables: BlockTables) -> None:
+        """Give every block back. Keys stay known, so that the request finds its blocks if it comes back."""
+        for table in tables.blocks:
+            self.pool.release(table)
+            table.clear()
+        tables.num_registered = 0
+
+    def check(self, holders: Iterable[BlockTables]) -> None:
+        """The conservation law over all tables; raises AssertionError where it is broken."""
+        self.pool.check(table for tables in holders for table in tables.blocks)
+
+
+def _group_key(key: bytes, index: int) -> bytes:
+    return key + bytes((index,)) if index else key

@@ -1,0 +1,93 @@
+"""A request as the scheduler sees it: tokens, limits, state. Knows neither text nor tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import numpy as np
+
+from workbench.cache.manager import BlockTables
+from workbench.engine.events import FinishReason
+from workbench.engine.plan import Ints
+from workbench.engine.result import LogprobColumns
+from workbench.params import SamplingParams
+
+# Looks at the tokens a request has so far (int32, prompt excluded) and says why it has to stop, or None.
+# This is how stop strings reach an engine that knows no text.
+StopCheck = Callable[[Ints], str | None]
+
+
+class State(Enum):
+    WAITING = auto()  # in the queue, holds nothing
+    RUNNING = auto()  # has a batch row and blocks
+    FINISHED = auto()
+
+
+@dataclass(slots=True)
+class Times:
+    """Clock readings in seconds; None until it happened."""
+
+    queued: float
+    scheduled: float | None = None  # first admitted
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence: a prompt and what is generated from it. With n > 1 each child is a request."""
+
+    request_id: str
+    prompt_token_ids: Ints  # [num_prompt_tokens]
+    params: SamplingParams
+    max_length: int  # tokens, prompt included, at which it ends with "length"
+    seed: int
+    eos_token_ids: tuple[int, ...]  # () with ignore_eos
+    times: Times
+    tables: BlockTables
+    priority: int = 0  # smaller is more urgent
+    adapter: int | None = None
+    arrival: int = 0  # 0, 1, 2 ... in the order of arrival
+    stop_check: StopCheck | None = None
+    streams: bool = False  # somebody wants to hear of every token
+
+    state: State = State.WAITING
+    row: int = -1  # its batch row while running
+    admitted_at: int = 0  # index of the plan that admitted it last
+    token_ids: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # all of them, while not running
+    stop_ids: frozenset[int] = frozenset()  # EOS and stop_token_ids
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    logprobs: list[tuple[LogprobColumns, int]] = field(default_factory=list)  # a columns' line a token
+    num_cached_tokens: int = 0  # found when it was first admitted
+    num_preemptions: int = 0
+    num_reached: int = 0  # tokens computed before its last preemption
+    num_recomputed: int = 0  # tokens computed again after preemptions
+    num_overshoot: int = 0  # tokens computed and dropped
+
+    def __post_init__(self) -> None:
+        self.token_ids = self.prompt_token_ids
+        self.stop_ids = frozenset(self.eos_token_ids) | frozenset(self.params.stop_token_ids or ())
+
+    def __repr__(self) -> str:
+        return f"Request({self.request_id}, {self.state.name.lower()}, {self.num_prompt_tokens} prompt tokens)"
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def finished(self) -> bool:
+        return self.state is State.FINISHED
+
+    @property
+    def watched(self) -> bool:
+        """Whether each of its tokens has to be looked at one by one."""
+        return self.streams or self.stop_check is not None or self.params.logprobs is not None
+
+    def token_bytes(self, begin: int, end: int) -> bytes:
+        """Tokens [begin, end) as int32 bytes, while it is not running."""
+        return self.token_ids[begin:end].tobytes()

@@ -1,0 +1,162 @@
+"""The requests that hold a batch row, as columns in running order.
+
+A steady decode step touches these arrays and no request object. Knows nothing of blocks' contents, budgets
+or policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.engine.plan import Bools, Ints
+from workbench.engine.request import Request
+
+Longs = npt.NDArray[np.int64]
+
+NO_TOKEN = -1
+
+
+class Admission(NamedTuple):
+    request: Request
+    computed: int  # tokens already in the cache
+    capacity: int  # tokens its blocks hold
+
+
+class RowTokens(NamedTuple):
+    """A running request's tokens, as the cache manager reads them."""
+
+    tokens: Ints  # [max_length]; a row of the token store
+
+    def token_bytes(self, begin: int, end: int) -> bytes:
+        return self.tokens[begin:end].tobytes()
+
+
+class Running:
+    """Columns over the places 0 .. count - 1 of the running order; a request's batch row never changes.
+
+    One request's tokens, while an overlapped engine runs ahead of its results::
+
+        [0 ........ computed)  written by the steps planned so far
+        [0 ........ known)     whose values are on the host
+        [0 ........ length)    known, or promised by a step in flight
+        [0 ..... capacity)     fit into the blocks it holds
+
+    `known` is kept as `cursor`, the index of the next token in the flat token store.
+    """
+
+    def __init__(self, max_rows: int, max_length: int) -> None:
+        self.max_rows = max_rows
+        self.count = 0
+        self.version = 0  # changes with membership
+        self.requests: list[Request] = []  # in running order; replaced, never changed in place
+        self.tokens: Ints = np.zeros((max_rows, max_length), np.int32)  # by row
+        self._flat = self.tokens.reshape(-1)
+        self._free_rows = list(range(max_rows - 1, -1, -1))
+        self._columns: Longs = np.zeros((8, max_rows), np.int64)
+        self._stops: Longs = np.full((1, max_rows), NO_TOKEN, np.int64)
+        self._place_of_row: Longs = np.full(max_rows, -1, np.int64)
+        self._view()
+
+    def _view(self) -> None:
+        n = self.count
+        (
+            self.row,
+            self.computed,
+            self.length,
+            self.capacity,
+            self.end,  # length at which the request ends
+            self.cursor,
+            self.end_cursor,
+            self.watched,  # 1: look at its next token one by one
+        ) = self._columns[:, :n]
+        self.stops = self._stops[:, :n]  # [s, count]; ids that end a request, NO_TOKEN where it has fewer
+        self.rows: Ints = self.row.astype(np.int32)
+        self._place_of_row[self.row] = np.arange(n)
+        self.version += 1
+
+    @property
+    def num_free_rows(self) -> int:
+        return len(self._free_rows)
+
+    def add(self, admissions: Sequence[Admission]) -> None:
+        """Give each request a row and the next place in running order."""
+        for request, computed, capacity in admissions:
+            row = request.row = self._free_rows.pop()
+            known = len(request.token_ids)
+            self.tokens[row, :known] = request.token_ids
+            base = row * self.tokens.shape[1]
+            self._columns[:, self.count] = (
+                row,
+                computed,
+                known,
+                capacity,
+                request.max_length,
+                base + known,
+                base + request.max_length,
+                request.watched or request.times.first_token is None,
+            )
+            self._set_stops(self.count, request.stop_ids)
+            self.count += 1
+        self.requests = self.requests + [admission.request for admission in admissions]
+        self._view()
+
+    def _set_stops(self, place: int, stop_ids: frozenset[int]) -> None:
+        missing = len(stop_ids) - len(self._stops)
+        if missing > 0:
+            self._stops = np.vstack([self._stops, np.full((missing, self.max_rows), NO_TOKEN, np.int64)])
+        self._stops[:, place] = NO_TOKEN
+        self._stops[: len(stop_ids), place] = list(stop_ids)
+
+    def remove(self, places: Sequence[int]) -> None:
+        """Take requests off their rows; their tokens go back to the request objects."""
+        keep = np.ones(self.count, bool)
+        keep[list(places)] = False
+        for place in places:
+            request = self.requests[place]
+            request.token_ids = self.tokens_at(place).copy()
+            self._place_of_row[request.row] = -1
+            self._free_rows.append(request.row)
+        self._columns[:, : keep.sum()] = self._columns[:, : self.count][:, keep]
+        self._stops[:, : keep.sum()] = self._stops[:, : self.count][:, keep]
+        self.requests = [request for request, kept in zip(self.requests, keep, strict=True) if kept]
+        self.count = len(self.requests)
+        self._view()
+
+    def place_of(self, request: Request) -> int:
+        place = int(self._place_of_row[request.row])
+        assert self.requests[place] is request, f"{request} does not hold row {request.row}"
+        return place
+
+    def places_of_rows(self, rows: Ints) -> Longs:
+        return self._place_of_row[rows]
+
+    def known_at(self, place: int) -> int:
+        return int(self.cursor[place]) - int(self.row[place]) * self.tokens.shape[1]
+
+    def tokens_at(self, place: int) -> Ints:
+        """The known tokens of the request at a place: a view, valid until the row is given away."""
+        return self.tokens[self.row[place], : self.known_at(place)]
+
+    def source(self, request: Request) -> RowTokens:
+        return RowTokens(self.tokens[request.row])
+
+    def append(self, places: Longs | slice, token_ids: Ints) -> Longs:
+        """Write one new token at each place; the places' cursors before it."""
+        cursors: Longs = self.cursor[places].copy()
+        self._flat[cursors] = token_ids
+        self.cursor[places] = cursors + 1
+        return cursors
+
+    def ended(self, places: Longs | slice, token_ids: Ints) -> Bools:
+        """Which places have to be looked at one by one: a stop id, the last token, or watched."""
+        stops = self.stops[:, places]
+        hit = token_ids == stops[0]
+        for others in stops[1:]:
+            hit |= token_ids == others
+        hit |= self.cursor[places] >= self.end_cursor[places]
+        hit |= self.watched[places] != 0
+        return hit
