@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from workbench.cache.hashing import HashFunction, extend_keys
+from workbench.cache.hashing import TOKEN_BYTES, HashFunction, extend_keys
 from workbench.cache.pool import NULL_BLOCK, BlockPool
 
 
@@ -56,6 +56,7 @@ class CacheManager:
         self.groups = tuple(groups)
         self.block_size = block_size
         self.caching = caching
+        self._sliding = any(group.window is not None for group in groups)
         self._digest = digest
 
     def open(self, root: bytes) -> BlockTables:
@@ -135,16 +136,25 @@ class CacheManager:
         tables.num_registered = hit.num_tokens // self.block_size
         return True
 
-    def grow(self, tables: BlockTables, start: int, num_tokens: int) -> bool:
-        """Reserve blocks up to `num_tokens` for a step that begins at `start`; False when blocks lack."""
+    def grow(self, tables: BlockTables, start: int, num_tokens: int) -> list[list[int]] | None:
+        """Reserve blocks up to `num_tokens` for a step that begins at `start`.
+
+        The new blocks for each group; None, and nothing taken, when the pool lacks them.
+        """
         wanted = -(-num_tokens // self.block_size)
-        self._slide(tables, start)
-        fresh = sum(wanted - len(table) for table in tables.blocks)
-        if fresh > self.pool.num_free:
-            return False
+        if self._sliding:
+            self._slide(tables, start)
+        fresh = 0
         for table in tables.blocks:
-            table += self.pool.take(wanted - len(table))
-        return True
+            fresh += wanted - len(table)
+        if fresh > self.pool.num_free:
+            return None
+        grown = []
+        for table in tables.blocks:
+            blocks = self.pool.take(wanted - len(table))
+            table += blocks
+            grown.append(blocks)
+        return grown
 
     def _slide(self, tables: BlockTables, start: int) -> None:
         """Give back blocks that left the window of a step that begins at `start`."""
@@ -172,11 +182,41 @@ class CacheManager:
         new = []
         for index, table in enumerate(tables.blocks):
             for place in range(first, full):
-                key = _group_key(tables.keys[place], index)
+                key = tables.keys[place]
+                if index:
+                    key = _group_key(key, index)
                 if table[place] != NULL_BLOCK and self.pool.register(table[place], key):
                     new.append(key)
         tables.num_registered = full
         return new
+
+    def cross(self, tables: Sequence[BlockTables], tokens: bytes) -> tuple[list[int], list[bytes]] | None:
+        """Many decodes at a block boundary at once: register the block each filled, give each the next.
+
+        What `register` and `grow` do, for requests that want one block each; `tokens` are the filled
+        blocks' tokens, one request after the other, as int32 bytes. The new blocks and the new keys; None,
+        and nothing done, where the general way is needed.
+        """
+        pool, digest, width = self.pool, self._digest, self.block_size * TOKEN_BYTES
+        if len(self.groups) > 1 or self._sliding or len(tables) > pool.num_free:
+            return None
+        keys: list[bytes] = []
+        if self.caching:
+            if any(len(each.keys) + 1 != len(each.blocks[0]) for each in tables):
+                return None
+            begin = 0
+            for each in tables:
+                known = each.keys
+                key = digest((known[-1] if known else each.root) + tokens[begin : begin + width])
+                begin += width
+                known.append(key)
+                each.num_registered += 1
+                if pool.register(each.blocks[0][-1], key):
+                    keys.append(key)
+        blocks = pool.take(len(tables))
+        for each, block in zip(tables, blocks, strict=True):
+            each.blocks[0].append(block)
+        return blocks, keys
 
     def release(self, tables: BlockTables) -> None:
         """Give every block back. Keys stay known, so that the request finds its blocks if it comes back."""

@@ -33,6 +33,7 @@ from workbench.engine.result import StepResult
 from workbench.engine.running import Admission, Longs, Running
 
 NOBODY: Ints = np.empty(0, np.int32)
+NO_GROWTH = Growth(NOBODY, NOBODY, NOBODY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +82,14 @@ class _Draft:
     """A plan in the making; lives only inside `Scheduler.plan`."""
 
     budget: int
-    grown: list[tuple[list[int], list[int], list[int]]]  # per group: rows, places, blocks
+    grown: list[list[tuple[int, int, int]]]  # per group: (row, place in its table, block)
     registered: list[bytes] = field(default_factory=list)
     preempted: set[int] = field(default_factory=set)  # places
     recomputed: int = 0
 
     def forget_growth(self, row: int) -> None:
-        for rows, places, blocks in self.grown:
-            kept = [i for i, other in enumerate(rows) if other != row]
-            for column in (rows, places, blocks):
-                column[:] = [column[i] for i in kept]
+        for grown in self.grown:
+            grown[:] = [growth for growth in grown if growth[0] != row]
 
 
 class Scheduler:
@@ -150,10 +149,10 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step, or None when nobody wants a token before a step in flight comes back."""
         began = self._clock() if self._emit else 0.0
-        running, draft = self.running, _Draft(self.limits.budget, [([], [], []) for _ in self.cache.groups])
+        running, draft = self.running, _Draft(self.limits.budget, [[] for _ in self.cache.groups])
         steady = self._steady > 0 and running.count <= draft.budget
         counts = self._ones[: running.count] if steady else self._grant(draft.budget)
-        counts = self._reserve(counts, draft)
+        counts = self._reserve(counts, draft, steady)
         if not steady:
             self._register_chunks(counts, draft)
         additions: tuple[Addition, ...] = ()
@@ -180,45 +179,63 @@ class Scheduler:
         before = np.cumsum(want) - want
         return np.clip(budget - before, 0, want)
 
-    def _reserve(self, counts: Longs, draft: _Draft) -> Longs:
+    def _reserve(self, counts: Longs, draft: _Draft, steady: bool) -> Longs:
         """Blocks for what was granted, preempting where they run out; the counts of those who stay."""
         running = self.running
         upto = running.computed + counts
-        for place in (upto > running.capacity).nonzero()[0].tolist():
-            if place in draft.preempted or not counts[place]:
-                continue
-            while not self._grow(place, int(upto[place]), draft):
-                victim = max(
-                    (p for p in range(running.count) if p not in draft.preempted),
-                    key=lambda p: self.policy.key(running.requests[p]),
-                )
-                self._preempt(victim, draft)
-                if victim == place:
-                    break
+        short = (upto > running.capacity).nonzero()[0]
+        if not len(short):
+            return counts
+        starts = running.computed[short]
+        known = running.cursor[short] - running.row[short] * self.limits.max_length
+        # A step that crosses a boundary finds the block before it written, and known unless several steps
+        # are in flight: that much can be made findable.
+        written = np.minimum(starts, known)
+        if not (steady and (written == starts).all() and self._cross(short, starts, draft)):
+            columns = (short, counts[short], starts, written)
+            for place, count, start, findable in zip(*(column.tolist() for column in columns), strict=True):
+                if count:
+                    self._secure(place, start, start + count, findable, draft)
+        running.capacity[short] = -(-upto[short] // self.cache.block_size) * self.cache.block_size
         if draft.preempted:
             kept = [place for place in range(running.count) if place not in draft.preempted]
             counts = counts[kept]
             self._leave(sorted(draft.preempted))
         return counts
 
-    def _grow(self, place: int, upto: int, draft: _Draft) -> bool:
-        running = self.running
-        request, start = running.requests[place], int(running.computed[place])
-        tables = request.tables
-        # A step that crosses a boundary finds the block before it written, and known unless several steps
-        # are in flight: make it findable.
-        written = min(start, running.known_at(place))
-        draft.registered += self.cache.register(tables, running.source(request), written)
-        held = [len(table) for table in tables.blocks]
-        if not self.cache.grow(tables, start, upto):
+    def _cross(self, short: Longs, starts: Longs, draft: _Draft) -> bool:
+        """The steady case: each of them filled a block with its last token and wants one more."""
+        running, block_size = self.running, self.cache.block_size
+        rows = running.row[short]
+        # Each one's last full block is [start - block_size, start).
+        filled = running.tokens[rows[:, None], starts[:, None] + np.arange(-block_size, 0)]
+        tables = [running.requests[place].tables for place in short.tolist()]
+        crossed = self.cache.cross(tables, filled.tobytes())
+        if crossed is None:
             return False
-        for table, before, (rows, places, blocks) in zip(tables.blocks, held, draft.grown, strict=True):
-            fresh = table[before:]
-            rows += [request.row] * len(fresh)
-            places += range(before, len(table))
-            blocks += fresh
-        running.capacity[place] = len(tables.blocks[0]) * self.cache.block_size
+        blocks, keys = crossed
+        draft.registered += keys
+        draft.grown[0] += zip(rows.tolist(), (starts // block_size).tolist(), blocks, strict=True)
         return True
+
+    def _secure(self, place: int, start: int, upto: int, findable: int, draft: _Draft) -> None:
+        """Blocks for one request's tokens up to `upto`, taken from others or, when it is last, given up."""
+        request = self.running.requests[place]
+        if place in draft.preempted:
+            return
+        draft.registered += self.cache.register(request.tables, self.running.source(request), findable)
+        while (fresh := self.cache.grow(request.tables, start, upto)) is None:
+            victim = max(
+                (p for p in range(self.running.count) if p not in draft.preempted),
+                key=lambda p: self.policy.key(self.running.requests[p]),
+            )
+            self._preempt(victim, draft)
+            if victim == place:
+                return
+        for table, blocks, grown in zip(request.tables.blocks, fresh, draft.grown, strict=True):
+            first = len(table) - len(blocks)
+            for offset, block in enumerate(blocks):
+                grown.append((request.row, first + offset, block))
 
     def _register_chunks(self, counts: Longs, draft: _Draft) -> None:
         """A chunk's blocks are findable from the plan on: the writer is launched no later than a reader."""
@@ -337,7 +354,7 @@ class Scheduler:
                 places = yields.nonzero()[0]
                 part = counts.nonzero()[0]
                 rows, starts, granted, samples = rows[part], starts[part], granted[part], yields[part]
-        grown = tuple(Growth(*(np.array(column, np.int32) for column in group)) for group in draft.grown)
+        grown = tuple(_growth(group) for group in draft.grown)
         removed = np.array(self._removed, np.int32) if self._removed else NOBODY
         self._removed.clear()
         index, self._index = self._index, self._index + 1
@@ -529,3 +546,10 @@ class Scheduler:
         assert (running.computed <= running.length).all(), "a request has computed more tokens than it has"
         assert (running.length <= running.end).all(), "a request is longer than it may become"
         assert (running.computed <= running.capacity).all(), "a request has written past its blocks"
+
+
+def _growth(grown: list[tuple[int, int, int]]) -> Growth:
+    if not grown:
+        return NO_GROWTH
+    rows, places, blocks = np.array(grown, np.int32).T
+    return Growth(rows, places, blocks)

@@ -1,0 +1,122 @@
+"""What the host pays for a step: plan + commit with no model behind them.
+
+The runner is replaced by random tokens. Prefix caching and stop checks are on, and prompts of mixed lengths
+spread the block boundaries over the steps, so that every step hashes, takes and registers blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from workbench.cache.hashing import HashAlgorithm, hash_function
+from workbench.cache.manager import CacheManager, KVGroup
+from workbench.cache.pool import BlockPool
+from workbench.engine.clock import wall_clock
+from workbench.engine.events import Emitter
+from workbench.engine.policies import FirstComeFirstServed
+from workbench.engine.request import Request, Times
+from workbench.engine.result import StepResult
+from workbench.engine.scheduler import Limits, Scheduler
+from workbench.params import SamplingParams
+
+BLOCK_SIZE = 16
+MAX_LENGTH = 2048
+VOCABULARY = 32_000
+STOP_ID = VOCABULARY  # checked every step, never drawn
+
+
+class StepCost(NamedTuple):
+    running: int
+    step_us_mean: float  # plan + commit
+    step_us_p50: float
+    step_us_p99: float
+    plan_us_mean: float
+    commit_us_mean: float
+
+
+def measure(
+    running: tuple[int, ...] = (1, 64, 256, 1024), steps: int = 256, algorithm: HashAlgorithm = "sha256"
+) -> list[StepCost]:
+    """Mean cost of a steady decode step, in microseconds, at each number of running requests."""
+    return [_measure_steps(count, steps, algorithm) for count in running]
+
+
+def measure_add(tokens: int = 512, count: int = 512) -> float:
+    """Microseconds to make and queue a request of `tokens` prompt tokens given as a list of ints."""
+    scheduler = _scheduler(1024, "sha256")
+    prompts = np.random.default_rng(0).integers(0, VOCABULARY, (count, tokens)).tolist()
+    params = SamplingParams(max_tokens=64)
+    began = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        scheduler.add(_request(scheduler, number, prompt, params))
+    return (time.perf_counter() - began) / count * 1e6
+
+
+def measure_admission(tokens: int = 512, count: int = 512) -> float:
+    """Microseconds a request of `tokens` costs from arrival to its first plan: add, look up, reserve, hash."""
+    scheduler = _scheduler(1024, "sha256")
+    prompts = np.random.default_rng(1).integers(0, VOCABULARY, (count, tokens)).tolist()
+    params = SamplingParams(max_tokens=64)
+    began = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        scheduler.add(_request(scheduler, number, prompt, params))
+    admitted = 0
+    while admitted < count:
+        plan = scheduler.plan()
+        assert plan is not None, "waiting requests and no plan"
+        admitted += len(plan.added)
+        scheduler.commit(_answer(plan.index, plan.rows[plan.samples], np.zeros(int(plan.samples.sum()), np.int32)))
+    return (time.perf_counter() - began) / count * 1e6
+
+
+def _scheduler(rows: int, algorithm: HashAlgorithm) -> Scheduler:
+    pool = BlockPool(rows * MAX_LENGTH // BLOCK_SIZE)
+    cache = CacheManager(pool, [KVGroup((0,))], BLOCK_SIZE, hash_function(algorithm), caching=True)
+    limits = Limits(budget=16_384, max_rows=rows, max_length=MAX_LENGTH)
+    return Scheduler(limits, cache, FirstComeFirstServed(), wall_clock, Emitter())
+
+
+def _request(scheduler: Scheduler, number: int, prompt: list[int], params: SamplingParams) -> Request:
+    return Request(
+        request_id=str(number),
+        prompt_token_ids=np.array(prompt, np.int32),
+        params=params,
+        max_length=min(len(prompt) + (params.max_tokens or MAX_LENGTH), MAX_LENGTH),
+        seed=number,
+        eos_token_ids=(STOP_ID,),
+        times=Times(time.perf_counter()),
+        tables=scheduler.cache.open(b""),
+    )
+
+
+def _answer(index: int, rows: np.ndarray, token_ids: np.ndarray) -> StepResult:
+    return StepResult(index, rows, token_ids, None, 0.0, 0.0, 0.0)
+
+
+def _measure_steps(running: int, steps: int, algorithm: HashAlgorithm) -> StepCost:
+    rng = np.random.default_rng(running)
+    scheduler = _scheduler(running, algorithm)
+    params = SamplingParams(max_tokens=MAX_LENGTH)
+    for number, length in enumerate(rng.integers(100, 612, running)):
+        scheduler.add(_request(scheduler, number, rng.integers(0, VOCABULARY, length).tolist(), params))
+    answers = rng.integers(0, VOCABULARY, (steps + 64, running)).astype(np.int32)
+    plan_s, commit_s = [], []
+    for answer in answers:
+        began = time.perf_counter()
+        plan = scheduler.plan()
+        planned = time.perf_counter()
+        assert plan is not None, "running requests and no plan"
+        steady = len(plan.rows) == running and not plan.added and int(plan.counts.max()) == 1
+        rows = plan.rows[plan.samples]
+        answered = time.perf_counter()
+        scheduler.commit(_answer(plan.index, rows, answer[: len(rows)]))
+        if steady:
+            plan_s.append(planned - began)
+            commit_s.append(time.perf_counter() - answered)
+    plan_us, commit_us = np.array(plan_s[8:]) * 1e6, np.array(commit_s[8:]) * 1e6
+    step_us = plan_us + commit_us
+    p50, p99 = np.percentile(step_us, [50, 99])
+    return StepCost(running, step_us.mean(), p50, p99, plan_us.mean(), commit_us.mean())
