@@ -33,3 +33,7 @@ def _complaint(owner: str, name: str, valid: Collection[str], replaced: Mapping[
     if near:
         return f"{owner} has no {name!r}: did you mean {near[0]!r}?"
     return f"{owner} has no {name!r}; it takes {', '.join(sorted(valid))}"
+
+
+class MissingExtra(RuntimeError):
+    """Something was asked for that needs an optional dependency; the message says how to install it."""

@@ -1,0 +1,83 @@
+"""The command line: finds the subcommand, loads only what it needs, and turns errors into one line.
+
+Knows nothing of models and the engine; each subcommand is a module that does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import workbench
+from workbench.console import say
+
+FAILED = 2  # a wrong argument or a file that is not there
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+# Subcommands with a parser of their own: everything after the name is theirs.
+_DELEGATED = {
+    "bench": ("workbench.bench.cli", "measure the engine"),
+    "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        say("interrupted", to=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, workbench.errors.MissingExtra) as error:
+        say(f"workbench: {error}", to=sys.stderr)
+        return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in _DELEGATED:
+        module = importlib.import_module(_DELEGATED[arguments[0]][0])
+        return module.main(arguments[1:]) or 0
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="workbench", description=workbench.__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"workbench {workbench.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    demo = commands.add_parser("demo", help="two dozen prompts through a small engine, watched")
+    demo.add_argument("-o", "--output", type=Path, default=Path("workbench-demo"), metavar="DIR")
+    demo.set_defaults(command=_demo)
+    report = commands.add_parser("report", help="a trace's folder as one HTML page")
+    report.add_argument("trace", type=Path, metavar="TRACE", help="folder that Trace.to_csv wrote")
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE")
+    report.set_defaults(command=_report)
+    for name, (_, text) in _DELEGATED.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from workbench.demo import run
+
+    run(options.output)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from workbench.trace import Trace
+
+    Trace.load(options.trace).to_report(options.output)
+    say(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
