@@ -1,0 +1,192 @@
+"""Reads events once, in order, and sorts what they say by request and by step. Computes no table.
+
+Requests are numbered as they arrive, so that an id used again is another request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.engine.events import (
+    EngineStarted,
+    Event,
+    RequestAdmitted,
+    RequestArrived,
+    RequestFinished,
+    RequestPreempted,
+    StepCommitted,
+    StepFailed,
+    StepPlanned,
+)
+
+Longs = npt.NDArray[np.int64]
+NONE: Longs = np.empty(0, np.int64)
+NAN = float("nan")
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """What was said of one request. NaN: not said yet."""
+
+    request_id: str
+    prompt_token_ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    max_tokens: int = 0
+    priority: int = 0
+    cached: int = 0
+    logprobs: bool = True  # asked for; believed until its admission says otherwise
+    preemptions: int = 0
+    arrived: float = NAN
+    scheduled: float = NAN
+    finished: float = NAN
+    finish_reason: str | None = None
+    stop_reason: str | None = None
+
+
+@dataclass(slots=True)
+class StepFacts:
+    """What was said of one step."""
+
+    planned: StepPlanned
+    requests: Longs  # [n]; numbers of the requests in the plan's rows
+    admitted: dict[int, RequestAdmitted]  # by the request's number
+    num_preempted: int
+    committed: StepCommitted | None = None
+    takers: Longs = field(default_factory=lambda: NONE)  # [k]; numbers of the requests that took a token
+    failed: bool = False
+    lost: set[int] = field(
+        default_factory=set
+    )  # requests that ended or were preempted while it was in flight
+
+    @property
+    def status(self) -> str:
+        if self.failed:
+            return "failed"
+        return "committed" if self.committed else "in flight"
+
+    def dropped(self) -> npt.NDArray[np.bool_]:
+        """[n]; rows whose outcome nobody took."""
+        samples = self.planned.plan.samples
+        if self.failed:
+            return np.ones(len(samples), np.bool_)
+        lost = np.isin(self.requests, list(self.lost)) if self.lost else np.zeros(len(samples), np.bool_)
+        if self.committed is None:
+            return lost
+        return ~np.isin(self.requests, self.takers) & (samples | lost)
+
+
+@dataclass(slots=True)
+class Facts:
+    """Everything said, by request and by step."""
+
+    requests: list[RequestFacts] = field(default_factory=list)  # in order of arrival
+    steps: list[StepFacts] = field(default_factory=list)  # in order of planning
+    config: dict[str, object] = field(default_factory=dict)
+    began: float = NAN  # clock reading all times are relative to
+    ended: float = NAN
+
+
+def read(events: Iterable[Event]) -> Facts:
+    """Sort events into facts."""
+    reader = _Reader()
+    for event in events:
+        reader.take(event)
+    return reader.facts
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.facts = Facts()
+        self._numbers: dict[str, int] = {}  # the latest request of each id
+        self._open: dict[int, StepFacts] = {}  # planned, neither committed nor failed
+        self._admitted: dict[int, RequestAdmitted] = {}  # since the last plan
+        self._num_preempted = 0  # since the last plan
+
+    def take(self, event: Event) -> None:
+        facts = self.facts
+        if not facts.began <= event.at:  # the first one, or one that an earlier recorder handed over
+            facts.began = event.at
+        if not facts.ended >= event.at:
+            facts.ended = event.at
+        match event:
+            case EngineStarted():
+                facts.config = dict(event.config)
+            case RequestArrived():
+                self._arrived(event)
+            case RequestAdmitted():
+                self._request_admitted(event)
+            case RequestPreempted():
+                self._num_preempted += 1
+                self._request(event.request_id).preemptions += 1
+                self._lose(event.request_id)
+            case StepPlanned():
+                self._planned(event)
+            case StepCommitted():
+                self._committed(event)
+            case StepFailed():
+                self._failed(event)
+            case RequestFinished():
+                self._finished(event)
+
+    def _number(self, request_id: str) -> int:
+        if request_id not in self._numbers:  # its arrival was not recorded
+            self._numbers[request_id] = len(self.facts.requests)
+            self.facts.requests.append(RequestFacts(request_id))
+        return self._numbers[request_id]
+
+    def _request(self, request_id: str) -> RequestFacts:
+        return self.facts.requests[self._number(request_id)]
+
+    def _numbers_of(self, request_ids: Iterable[str]) -> Longs:
+        return np.array([self._number(request_id) for request_id in request_ids], np.int64)
+
+    def _arrived(self, event: RequestArrived) -> None:
+        self._numbers.pop(event.request_id, None)
+        request = self._request(event.request_id)
+        request.prompt_token_ids = event.prompt_token_ids
+        request.max_tokens, request.priority, request.arrived = event.max_tokens, event.priority, event.at
+
+    def _request_admitted(self, event: RequestAdmitted) -> None:
+        self._admitted[self._number(event.request_id)] = event
+        if not event.resumed:
+            request = self._request(event.request_id)
+            request.cached, request.scheduled = event.num_cached_tokens, event.at
+
+    def _planned(self, event: StepPlanned) -> None:
+        for addition in event.plan.added:
+            request = self._request(addition.request_id)
+            request.logprobs = addition.params.logprobs is not None
+            if not len(request.prompt_token_ids):
+                request.prompt_token_ids = addition.token_ids[: addition.num_prompt_tokens]
+        index = event.plan.index  # an admission handed over by an earlier recorder belongs to an earlier step
+        admitted = {number: e for number, e in self._admitted.items() if e.step == index}
+        step = StepFacts(event, self._numbers_of(event.request_ids), admitted, self._num_preempted)
+        self._admitted, self._num_preempted = {}, 0
+        self.facts.steps.append(step)
+        self._open[index] = step
+
+    def _committed(self, event: StepCommitted) -> None:
+        step = self._open.pop(event.result.index, None)
+        if step is not None:  # else its plan was let go
+            step.committed = event
+            step.takers = self._numbers_of(event.request_ids)
+
+    def _failed(self, event: StepFailed) -> None:
+        """The steps launched after a failed one go with it."""
+        for index in [index for index in self._open if index >= event.index]:
+            self._open.pop(index).failed = True
+
+    def _finished(self, event: RequestFinished) -> None:
+        request = self._request(event.request_id)
+        request.finished, request.finish_reason = event.at, event.reason
+        request.stop_reason = None if event.stop_reason is None else str(event.stop_reason)
+        request.preemptions = event.num_preemptions
+        self._lose(event.request_id)
+
+    def _lose(self, request_id: str) -> None:
+        number = self._number(request_id)
+        for step in self._open.values():
+            step.lost.add(number)

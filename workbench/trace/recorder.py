@@ -1,0 +1,97 @@
+"""Keeps the events of an engine, in order: the last steps, or everything. Derives nothing from them.
+
+Cheap by construction: an event is kept as it came, with its arrays; tables are made when somebody looks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+
+from workbench.engine.events import (
+    EngineStarted,
+    Event,
+    RequestAdmitted,
+    RequestArrived,
+    RequestFinished,
+    StepPlanned,
+)
+
+EVENTS_PER_STEP = 64  # arrivals and ends that a ring may hold for each of its steps
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What is known of a run so far."""
+
+    events: list[Event]
+    dropped_steps: int  # older steps that are no longer in `events`
+
+
+class Recorder:
+    """An observer that remembers.
+
+    With `max_steps`, older steps are let go; of requests that still run, the arrival and the admission stay.
+    """
+
+    def __init__(self, max_steps: int | None = None) -> None:
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps is {max_steps}: keep at least 1 step, or None for all")
+        self.max_steps = max_steps
+        self.num_events = 0  # seen, kept or not
+        self._lock = threading.Lock()  # one thread steps, another may read
+        self._events: deque[Event] = deque()
+        self._num_steps = 0  # among the events kept
+        self._dropped_steps = 0
+        self._start: EngineStarted | None = None
+        self._arrivals: dict[str, RequestArrived] = {}  # let go from the ring, of requests that may still run
+        self._admissions: dict[str, RequestAdmitted] = {}
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self.num_events += 1
+            self._events.append(event)
+            if type(event) is StepPlanned:
+                self._num_steps += 1
+            if self.max_steps is not None:
+                self._trim(self.max_steps)
+
+    def snapshot(self) -> Recording:
+        """Everything kept, oldest first."""
+        with self._lock:
+            start = [self._start] if self._start else []
+            early: list[Event] = [*start, *self._arrivals.values(), *self._admissions.values()]
+            return Recording(early + list(self._events), self._dropped_steps)
+
+    def open_requests(self) -> list[Event]:
+        """How the engine started and how requests that have not ended came in, for another recorder."""
+        events = self.snapshot().events
+        ended = {event.request_id for event in events if type(event) is RequestFinished}
+        started: list[Event] = [event for event in events if type(event) is EngineStarted]
+        return started + [
+            event
+            for event in events
+            if (type(event) is RequestArrived or (type(event) is RequestAdmitted and not event.resumed))
+            and event.request_id not in ended
+        ]
+
+    def _trim(self, max_steps: int) -> None:
+        while (
+            self._num_steps > max_steps or len(self._events) > EVENTS_PER_STEP * max_steps + EVENTS_PER_STEP
+        ):
+            self._let_go(self._events.popleft())
+
+    def _let_go(self, event: Event) -> None:
+        if type(event) is StepPlanned:
+            self._num_steps -= 1
+            self._dropped_steps += 1
+        elif type(event) is EngineStarted:
+            self._start = event
+        elif type(event) is RequestArrived:
+            self._arrivals[event.request_id] = event
+        elif type(event) is RequestAdmitted and not event.resumed:
+            self._admissions[event.request_id] = event
+        elif type(event) is RequestFinished:
+            self._arrivals.pop(event.request_id, None)
+            self._admissions.pop(event.request_id, None)

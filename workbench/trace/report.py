@@ -1,0 +1,189 @@
+"""One page about a trace: settings, figures, pictures, tables, texts. It opens offline and runs no script.
+
+Knows the tables; neither events nor pandas.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence, Sized
+from html import escape
+from pathlib import Path
+
+from workbench.trace.charts import block_chart, budget_chart, request_chart
+from workbench.trace.schema import Table, Tables
+
+MOST_STEPS = 200  # lines of the steps table on the page; the CSV has them all
+MOST_REQUESTS = 300
+LONGEST_TEXT = 4000  # characters of a prompt or output on the page
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # nothing is fetched and nothing runs
+
+_LEGEND = (
+    ("prefill", "prefill"),
+    ("decode", "decode"),
+    ("waiting", "waiting or preempted"),
+    ("dropped", "computed for nobody"),
+    ("preempted", "a step that preempted"),
+)
+
+
+def page(tables: Tables) -> str:
+    """The whole page as HTML text."""
+    run = {name: column[0] for name, column in tables.runs.items()}
+    title = f"Workbench trace: {run['model'] or 'an engine'}"
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    sections = (
+        _figures(tables),
+        _section(
+            "Tokens per step", _LEGEND[:2] + _LEGEND[4:], budget_chart(tables.steps, tables.step_requests)
+        ),
+        _section("Requests", _LEGEND[:4], request_chart(tables.requests, tables.steps, tables.step_requests)),
+        _section(
+            "KV blocks", (("held", "held"), ("cached", "findable by prefix")), block_chart(tables.steps)
+        ),
+        _section("Prefix cache and latency of each request", (), _request_table(tables.requests)),
+        _section(f"Steps{_cut(tables.steps['step'], MOST_STEPS)}", (), _step_table(tables.steps)),
+        _section(f"Texts{_cut(tables.requests['request_id'], MOST_REQUESTS)}", (), _texts(tables.requests)),
+        _section("Settings", (), _settings(str(run["config"]))),
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1><p class=note>Workbench {run['workbench_version']}, device "
+        f"{escape(str(run['device'] or 'unknown'))}. Hover over a picture for the numbers behind it.</p>"
+        f"{_dropped(int(run['dropped_steps']))}{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _dropped(steps: int) -> str:
+    if not steps:
+        return ""
+    return f"<p class=note>The {steps} oldest steps were let go by the ring; this page begins in mid-run.</p>"
+
+
+def _section(title: str, legend: Sequence[tuple[str, str]], body: str) -> str:
+    keys = "".join(f'<span class=key><i class="{kind}"></i>{text}</span>' for kind, text in legend)
+    content = body or "<p>nothing happened</p>"
+    return f"<section><h2>{escape(title)}</h2><p class=legend>{keys}</p>{content}</section>"
+
+
+def _cut(column: Sized, most: int) -> str:
+    return f" (the first {most} of {len(column)})" if len(column) > most else ""
+
+
+# --- figures --------------------------------------------------------------------------------------------
+
+
+def _figures(tables: Tables) -> str:
+    run = {name: column[0] for name, column in tables.runs.items()}
+    steps, wall = tables.steps, float(run["wall_s"])
+    budget = int(steps["budget"].sum())
+    figures = (
+        (f"{run['requests']}", "requests"),
+        (f"{run['steps']}", "steps"),
+        (_seconds(wall), "from the first plan to the end"),
+        (f"{run['prompt_tokens']}", "prompt tokens"),
+        (_share(run["cached_tokens"], run["prompt_tokens"]), "of them found in the prefix cache"),
+        (f"{run['output_tokens']}", "tokens generated"),
+        (f"{run['output_tokens'] / wall:,.0f} /s" if wall else "–", "generated tokens a second"),
+        (_share(run["scheduled_tokens"], budget), "of the token budget used"),
+        (f"{run['preemptions']}", "preemptions"),
+        (f"{run['recomputed_tokens']}", "tokens recomputed"),
+        (f"{run['overshoot_tokens']}", "tokens computed for nobody"),
+        (_seconds(_mean(tables.requests["ttft_s"].tolist())), "mean time to first token"),
+    )
+    return (
+        "<section><dl class=figures>"
+        + "".join(f"<div><dd>{value}</dd><dt>{label}</dt></div>" for value, label in figures)
+        + "</dl></section>"
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "–"
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _seconds(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+# --- tables ---------------------------------------------------------------------------------------------
+
+
+def _request_table(requests: Table) -> str:
+    counts = (
+        "prompt_tokens", "cached_tokens", "output_tokens", "computed_tokens", "recomputed_tokens",
+        "preemptions",
+    )  # fmt: skip
+    times = ("queue_s", "ttft_s", "tpot_s", "e2e_s")
+    header = ["request", *(name.removesuffix("_tokens") for name in counts)]
+    header += [name.removesuffix("_s") for name in times] + ["ended by"]
+    rows = [
+        [
+            requests["request_id"][line],
+            *(requests[name][line] for name in counts),
+            *(_seconds(float(requests[name][line])) for name in times),
+            requests["finish_reason"][line] or "running",
+        ]
+        for line in range(min(len(requests["request_id"]), MOST_REQUESTS))
+    ]
+    return _table(header, rows)
+
+
+def _step_table(steps: Table) -> str:
+    counts = (
+        "step", "scheduled", "budget", "prefill", "decode", "cached", "recomputed", "overshoot", "requests",
+        "running", "waiting", "admitted", "preempted", "blocks_held", "blocks_free",
+    )  # fmt: skip
+    times = ("host_s", "device_s", "gap_s")
+    header = [name.replace("_", " ") for name in counts] + [name.removesuffix("_s") for name in times]
+    rows = [
+        [*(steps[name][line] for name in counts), *(_seconds(float(steps[name][line])) for name in times)]
+        for line in range(min(len(steps["step"]), MOST_STEPS))
+    ]
+    return _table(header, rows)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+# --- texts and settings ---------------------------------------------------------------------------------
+
+
+def _texts(requests: Table) -> str:
+    count = min(len(requests["request_id"]), MOST_REQUESTS)
+    return "".join(_exchange(requests, line) for line in range(count))
+
+
+def _exchange(requests: Table, line: int) -> str:
+    cached, prompt = int(requests["cached_tokens"][line]), int(requests["prompt_tokens"][line])
+    summary = f"{requests['request_id'][line]}: {prompt} prompt tokens, {cached} of them cached"
+    return (
+        f"<details open><summary>{escape(summary)}</summary><p class=text><span class=prompt>"
+        f"{_clipped(requests['prompt'][line])}</span><mark>{_clipped(requests['output'][line])}</mark></p></details>"
+    )
+
+
+def _clipped(text: str | None) -> str:
+    if text is None:
+        return "(no text)"
+    return escape(text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + " …")
+
+
+def _settings(config: str) -> str:
+    settings = json.loads(config)
+    return _table(("setting", "value"), [(name, json.dumps(value)) for name, value in settings.items()])

@@ -1,0 +1,180 @@
+"""The tables of a trace: their columns, kinds and meanings. Knows neither how they are filled nor pandas.
+
+Times end in `_s` and are seconds since the engine started, by the engine's clock; durations are seconds.
+Counts of tokens are whole numbers. A value that does not exist (yet) is NaN, in a text column missing.
+
+The sum rule, over requests that ran to their end::
+
+    steps.scheduled = Σ (prompt_tokens - cached_tokens) + Σ (output_tokens - 1) + recomputed + overshoot
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA_VERSION = 1
+
+Kind = Literal["int", "float", "bool", "text"]
+Table = dict[str, npt.NDArray[Any]]  # name -> one value a row; text columns hold str or None
+
+DTYPES: dict[Kind, type] = {"int": np.int64, "float": np.float64, "bool": np.bool_, "text": np.object_}
+
+
+class Column(NamedTuple):
+    """One column of a table."""
+
+    name: str
+    kind: Kind
+    meaning: str
+
+
+class Tables(NamedTuple):
+    """All tables of a trace, as columns."""
+
+    runs: Table
+    requests: Table
+    steps: Table
+    step_requests: Table
+    tokens: Table
+    events: Table
+
+
+RUNS = (
+    Column("schema_version", "int", "of these tables"),
+    Column("workbench_version", "text", "that recorded them"),
+    Column("model", "text", "as it was named"),
+    Column("device", "text", "that computed"),
+    Column("config", "text", "JSON: the settings as resolved"),
+    Column("wall_s", "float", "from the first event to the last"),
+    Column("steps", "int", "recorded"),
+    Column("dropped_steps", "int", "older ones that the ring let go; then the tables begin in mid-run"),
+    Column("requests", "int", "recorded"),
+    Column("prompt_tokens", "int", "of all requests"),
+    Column("cached_tokens", "int", "found in the prefix cache when first scheduled"),
+    Column("output_tokens", "int", "generated"),
+    Column("scheduled_tokens", "int", "computed by all steps"),
+    Column("recomputed_tokens", "int", "of them, computed again after a preemption"),
+    Column("overshoot_tokens", "int", "of them, computed for nobody"),
+    Column("preemptions", "int", "of all requests"),
+)
+
+REQUESTS = (
+    Column("request_id", "text", "with n > 1 the children: 0_ID, 1_ID"),
+    Column("priority", "int", "smaller is more urgent"),
+    Column("prompt_tokens", "int", "length of the prompt"),
+    Column("max_tokens", "int", "most it may generate"),
+    Column("cached_tokens", "int", "of the prompt, found in the prefix cache when it was first scheduled"),
+    Column("output_tokens", "int", "generated"),
+    Column("computed_tokens", "int", "what all its chunks add up to"),
+    Column(
+        "recomputed_tokens",
+        "int",
+        "of them, computed again; less what a resumption found beyond its own work",
+    ),
+    Column("overshoot_tokens", "int", "of them, computed and dropped"),
+    Column("preemptions", "int", "times it gave its blocks back"),
+    Column("arrived_s", "float", "it joined the waiting queue"),
+    Column("scheduled_s", "float", "it was first given tokens"),
+    Column("first_token_s", "float", "its first token was on the host"),
+    Column("last_token_s", "float", "its last one was"),
+    Column("finished_s", "float", "it ended"),
+    Column("queue_s", "float", "scheduled - arrived"),
+    Column("ttft_s", "float", "first token - arrived"),
+    Column("tpot_s", "float", "(last token - first token) / (output_tokens - 1)"),
+    Column("e2e_s", "float", "finished - arrived"),
+    Column("finish_reason", "text", "stop, length, abort or error; missing while it runs"),
+    Column("stop_reason", "text", "the string or token id that stopped it; missing for EOS"),
+    Column("prompt", "text", "the prompt as text, where there is a tokenizer"),
+    Column("output", "text", "what was generated, as text"),
+)
+
+STEPS = (
+    Column("step", "int", "index, 0 is the engine's first"),
+    Column("status", "text", "committed, failed, or in flight when the trace was read"),
+    Column("budget", "int", "most tokens a step may hold"),
+    Column("scheduled", "int", "tokens computed: prefill + decode"),
+    Column("prefill", "int", "of prompts, and whatever is computed again"),
+    Column("decode", "int", "generated tokens computed for the first time"),
+    Column("recomputed", "int", "computed before, ahead of a preemption; see requests.recomputed_tokens"),
+    Column(
+        "overshoot", "int", "computed for requests that had ended or been preempted, or in a step that failed"
+    ),
+    Column("cached", "int", "tokens that requests admitted in this step found in the prefix cache"),
+    Column("requests", "int", "that got tokens"),
+    Column("admitted", "int", "that left the waiting queue"),
+    Column("preempted", "int", "that went back to it"),
+    Column("sampled", "int", "tokens that requests took"),
+    Column("running", "int", "requests with a batch row"),
+    Column("waiting", "int", "requests in the queue"),
+    Column("blocks_free", "int", "nobody holds; some are still findable"),
+    Column("blocks_held", "int", "by running requests"),
+    Column("blocks_cached", "int", "findable by their key, held or free"),
+    Column("planned_s", "float", "the plan was complete"),
+    Column("launched_s", "float", "the runner took it"),
+    Column("collected_s", "float", "its tokens were on the host"),
+    Column("host_s", "float", "planning + committing"),
+    Column("device_s", "float", "the device computed"),
+    Column("gap_s", "float", "from the previous step's collection to this launch; 0 where they overlap"),
+)
+
+STEP_REQUESTS = (
+    Column("step", "int", "index"),
+    Column("request_id", "text", "who"),
+    Column("row", "int", "batch row"),
+    Column("start", "int", "position of the first token computed"),
+    Column("scheduled", "int", "tokens computed: prefill + decode"),
+    Column("prefill", "int", "as in steps"),
+    Column("decode", "int", "as in steps"),
+    Column("recomputed", "int", "as in steps"),
+    Column("cached", "int", "found in the prefix cache, if it was admitted in this step"),
+    Column("samples", "bool", "the last position yields a new token"),
+    Column("dropped", "bool", "nobody wanted the outcome: overshoot"),
+)
+
+TOKENS = (
+    Column("request_id", "text", "whose"),
+    Column("index", "int", "0 is the first generated"),
+    Column("position", "int", "in the request, prompt included"),
+    Column("step", "int", "that sampled it"),
+    Column("at_s", "float", "it was on the host"),
+    Column("token_id", "int", "what it is"),
+    Column("text", "text", "on its own; a piece of a character is shown as �"),
+    Column("logprob", "float", "natural log, where the request asked for logprobs"),
+    Column("rank", "float", "1 is the likeliest token, where the request asked for logprobs"),
+)
+
+EVENTS = (
+    Column("at_s", "float", "when"),
+    Column("kind", "text", "what: request_arrived, step_planned ..."),
+    Column("step", "float", "index, where it belongs to a step"),
+    Column("request_id", "text", "where it is about one request"),
+    Column("detail", "text", "JSON: what else is known"),
+)
+
+SCHEMA = Tables._fields
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "runs": RUNS,
+    "requests": REQUESTS,
+    "steps": STEPS,
+    "step_requests": STEP_REQUESTS,
+    "tokens": TOKENS,
+    "events": EVENTS,
+}
+
+
+def complete(table: str, columns: dict[str, Any]) -> Table:
+    """The columns in the schema's order and dtypes; a column too many or too few is a mistake of ours."""
+    expected = [column.name for column in COLUMNS[table]]
+    assert sorted(columns) == sorted(expected), f"{table}: {set(columns) ^ set(expected)}"
+    return {column.name: _array(columns[column.name], column.kind) for column in COLUMNS[table]}
+
+
+def _array(values: Any, kind: Kind) -> npt.NDArray[Any]:
+    if kind != "text":
+        return np.asarray(values, dtype=DTYPES[kind])
+    array = np.empty(len(values), dtype=np.object_)
+    array[:] = values
+    return array
