@@ -38,7 +38,22 @@ def read_csv(folder: Path) -> Tables:
         raise ValueError(
             f"{folder} has schema {version.tolist()}, this version reads {SCHEMA_VERSION}: upgrade workbench"
         )
-    return Tables(*(_read(folder / f"{name}.csv", name) for name in SCHEMA))
+    tables = Tables(*(_read(folder / f"{name}.csv", name) for name in SCHEMA))
+    _check_whole(folder, tables)
+    return tables
+
+
+def _check_whole(folder: Path, tables: Tables) -> None:
+    """A file cut at the end of a line still looks well: compare with what the run says it has."""
+    run = tables.runs
+    for name, there, said in (
+        ("steps", len(tables.steps["step"]), run["steps"][0]),
+        ("requests", len(tables.requests["request_id"]), run["requests"][0]),
+        ("tokens", len(tables.tokens["step"]), run["output_tokens"][0]),
+        ("step_requests", int(tables.step_requests["scheduled"].sum()), run["scheduled_tokens"][0]),
+    ):
+        if there != said:
+            raise ValueError(f"{folder / name}.csv holds {there}, the run had {said}: it was cut short")
 
 
 def _write(path: Path, name: str, table: Table) -> Path:
