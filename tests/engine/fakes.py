@@ -19,7 +19,9 @@ VOCABULARY = 97
 
 def next_token(tokens: np.ndarray, seed: int = 0) -> int:
     """A token that depends on every token before it and on the seed."""
-    digest = hashlib.blake2b(tokens.astype(np.int32).tobytes() + seed.to_bytes(8, "little"), digest_size=4).digest()
+    digest = hashlib.blake2b(
+        tokens.astype(np.int32).tobytes() + seed.to_bytes(8, "little"), digest_size=4
+    ).digest()
     return int.from_bytes(digest, "little") % VOCABULARY
 
 
@@ -36,7 +38,9 @@ def alone(prompt: list[int], count: int, seed: int = 0, stop: frozenset[int] = f
 class FakeRunner:
     """Runs plans in order; tokens of steps in flight live here only, as they would on a device."""
 
-    def __init__(self, num_blocks: int, block_size: int, num_groups: int = 1, windows: tuple = (None,)) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, num_groups: int = 1, windows: tuple = (None,)
+    ) -> None:
         self.block_size = block_size
         self.windows = windows
         self.store = np.full((num_groups, (num_blocks + 1), block_size), -1, np.int64)
@@ -63,7 +67,9 @@ class FakeRunner:
                 table.append(block)
         if plan.index in self.fail_at:
             raise RuntimeError(f"injected at step {plan.index}")
-        work = list(zip(plan.rows.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples, strict=True))
+        work = list(
+            zip(plan.rows.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.samples, strict=True)
+        )
         for row, start, count, _ in work:  # every write of a step comes before its reads, as in a layer
             self._write(self.rows[row], start, count)
         sampled = []
@@ -73,7 +79,9 @@ class FakeRunner:
                 token = self._read(state, start + count)
                 state["tokens"].append(token)
                 sampled.append(token)
-        return StepResult(plan.index, plan.rows[plan.samples], np.array(sampled, np.int32), None, 0.0, 0.0, 0.0)
+        return StepResult(
+            plan.index, plan.rows[plan.samples], np.array(sampled, np.int32), None, 0.0, 0.0, 0.0
+        )
 
     def collect(self, ticket: StepResult) -> StepResult:
         return ticket
@@ -90,7 +98,12 @@ class FakeRunner:
         read = [state["tokens"]]
         for group, (table, window) in enumerate(zip(state["tables"], self.windows, strict=True)):
             first = 0 if window is None else max(0, length - window)
-            got = [self.store[group, table[p // self.block_size], p % self.block_size] for p in range(first, length)]
-            assert got == state["tokens"][first:], f"{got} {state} the cache does not hold the request's tokens"
+            got = [
+                self.store[group, table[p // self.block_size], p % self.block_size]
+                for p in range(first, length)
+            ]
+            assert got == state["tokens"][first:], (
+                f"{got} {state} the cache does not hold the request's tokens"
+            )
             read.append(got)
         return next_token(np.array(read[1] if self.windows[0] is None else read[0]), state["seed"])

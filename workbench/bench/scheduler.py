@@ -68,7 +68,9 @@ def measure_admission(tokens: int = 512, count: int = 512) -> float:
         plan = scheduler.plan()
         assert plan is not None, "waiting requests and no plan"
         admitted += len(plan.added)
-        scheduler.commit(_answer(plan.index, plan.rows[plan.samples], np.zeros(int(plan.samples.sum()), np.int32)))
+        scheduler.commit(
+            _answer(plan.index, plan.rows[plan.samples], np.zeros(int(plan.samples.sum()), np.int32))
+        )
     return (time.perf_counter() - began) / count * 1e6
 
 

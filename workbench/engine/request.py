@@ -51,7 +51,8 @@ class Request:
     adapter: int | None = None
     arrival: int = 0  # 0, 1, 2 ... in the order of arrival
     stop_check: StopCheck | None = None
-    streams: bool = False  # somebody wants to hear of every token
+    streams: bool = False  # the listener wants to hear of every token, not only of the end
+    listener: Callable[[Request], None] | None = None
 
     state: State = State.WAITING
     row: int = -1  # its batch row while running
@@ -73,7 +74,9 @@ class Request:
         self.stop_ids = frozenset(self.eos_token_ids) | frozenset(self.params.stop_token_ids or ())
 
     def __repr__(self) -> str:
-        return f"Request({self.request_id}, {self.state.name.lower()}, {self.num_prompt_tokens} prompt tokens)"
+        return (
+            f"Request({self.request_id}, {self.state.name.lower()}, {self.num_prompt_tokens} prompt tokens)"
+        )
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -48,13 +48,15 @@ class Limits:
 
 @dataclass(slots=True)
 class Flight:
-    """A plan whose result is not committed yet."""
+    """A plan on its way: made, and not committed yet."""
 
     plan: StepPlan
-    requests: list[Request]  # running order when it was planned
-    places: Longs | slice  # of the rows that sample, in that order
+    rows: Ints  # every running request's row when it was planned, in running order
+    requests: list[Request]  # and the requests
+    places: Longs | slice  # of those that sample, in that order
     version: int  # of the membership, then
     registered: list[bytes]  # keys made findable on the strength of this plan
+    preempted: tuple[str, ...]  # ids of the requests it preempted
     dropped: set[Request] = field(default_factory=set)  # ended or preempted since
 
     def sampling(self) -> list[Request]:
@@ -66,15 +68,32 @@ class Flight:
         """Tokens this plan computes for the request, which still holds its row."""
         return int(self.plan.counts[self.plan.rows == request.row].sum())
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Batch row -> id of the request that held it when it was planned."""
+        return {row: r.request_id for row, r in zip(self.rows.tolist(), self.requests, strict=True)}
+
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What a result did."""
+    """What a result, or a failure, did."""
 
-    plan: StepPlan
+    flight: Flight
     requests: Sequence[Request]  # who took a token
     streamed: Sequence[Request]  # those of them somebody listens to
     finished: Sequence[Request]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since the start."""
+
+    prefix_queries: int = 0  # tokens looked up in the prefix cache
+    prefix_hits: int = 0  # tokens found there
+    prompt_tokens: int = 0  # of admitted requests
+    generation_tokens: int = 0
+    preemptions: int = 0
+    finished: dict[FinishReason, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -85,6 +104,7 @@ class _Draft:
     grown: list[list[tuple[int, int, int]]]  # per group: (row, place in its table, block)
     registered: list[bytes] = field(default_factory=list)
     preempted: set[int] = field(default_factory=set)  # places
+    names: list[str] = field(default_factory=list)  # ids of the preempted
     recomputed: int = 0
 
     def forget_growth(self, row: int) -> None:
@@ -95,13 +115,16 @@ class _Draft:
 class Scheduler:
     """Owns the requests between arrival and end. `plan` and `commit` alternate, at most a few plans ahead."""
 
-    def __init__(self, limits: Limits, cache: CacheManager, policy: Policy, clock: Clock, emit: Emitter) -> None:
+    def __init__(
+        self, limits: Limits, cache: CacheManager, policy: Policy, clock: Clock, emit: Emitter
+    ) -> None:
         self.limits = limits
         self.cache = cache
         self.policy = policy
         self.waiting = WaitingQueue(policy)
         self.running = Running(limits.max_rows, limits.max_length)
         self.flights: deque[Flight] = deque()  # oldest first
+        self.counts = Counts()
         self._clock = clock
         self._emit = emit
         self._removed: list[int] = []  # rows emptied since the last plan
@@ -129,7 +152,9 @@ class Scheduler:
                 )
             )
 
-    def abort(self, requests: Iterable[Request], reason: FinishReason = "abort", error: str | None = None) -> None:
+    def abort(
+        self, requests: Iterable[Request], reason: FinishReason = "abort", error: str | None = None
+    ) -> None:
         """End requests wherever they are; those that have ended are left alone."""
         open_requests = [request for request in requests if not request.finished]
         for request in open_requests:
@@ -159,14 +184,25 @@ class Scheduler:
         if len(self.waiting) and not draft.preempted:
             additions, counts = self._admit(counts, draft)
         if not counts.any():
-            assert self.flights or not self.has_work, "there is work, no request gets a token, nothing is in flight"
+            assert self.flights or not self.has_work, (
+                "there is work, no request gets a token, nothing is in flight"
+            )
             if self.flights:
                 self.flights[-1].registered += draft.registered
             return None
         plan, places = self._compose(counts, draft, additions, steady and not additions)
-        self.flights.append(Flight(plan, running.requests, places, running.version, draft.registered))
+        flight = Flight(
+            plan,
+            running.rows,
+            running.requests,
+            places,
+            running.version,
+            draft.registered,
+            tuple(draft.names),
+        )
+        self.flights.append(flight)
         if self._emit:
-            self._emit_planned(plan, draft, began)
+            self._emit_planned(flight, draft, began)
         return plan
 
     def _grant(self, budget: int) -> Longs:
@@ -255,10 +291,12 @@ class Scheduler:
         """Take a request's blocks and put it back into the queue; what is in flight for it is dropped."""
         request = self.running.requests[place]
         draft.preempted.add(place)
+        draft.names.append(request.request_id)
         in_flight = self._drop(request)
         computed = int(self.running.computed[place]) - in_flight
         request.num_reached = max(request.num_reached, computed)
         request.num_preemptions += 1
+        self.counts.preemptions += 1
         self.cache.release(request.tables)
         draft.forget_growth(request.row)
         if self._emit:
@@ -293,8 +331,7 @@ class Scheduler:
             budget -= count
             # At once, so that the next request of this very plan finds it.
             draft.registered += self.cache.register(request.tables, request, hit.num_tokens + count)
-            if request.num_preemptions == 0:
-                request.num_cached_tokens = hit.num_tokens
+            self._count_lookup(request, hit.num_tokens)
             self._count_recomputed(request, hit.num_tokens, hit.num_tokens + count, draft)
         if not admissions:
             return (), counts
@@ -307,6 +344,13 @@ class Scheduler:
             return Hit(0, [[] for _ in self.cache.groups])
         return self.cache.lookup(request.tables, request, len(request.token_ids))
 
+    def _count_lookup(self, request: Request, found: int) -> None:
+        self.counts.prefix_queries += len(request.token_ids)
+        self.counts.prefix_hits += found
+        if request.num_preemptions == 0:
+            self.counts.prompt_tokens += request.num_prompt_tokens
+            request.num_cached_tokens = found
+
     def _enter(self, admission: Admission) -> Addition:
         request, now = admission.request, self._clock()
         request.admitted_at = self._index
@@ -318,7 +362,14 @@ class Scheduler:
             num_tokens, reached = len(request.token_ids), request.num_reached
             self._emit(
                 RequestAdmitted(
-                    now, self._index, request.request_id, request.row, num_tokens, admission.computed, reached, resumed
+                    now,
+                    self._index,
+                    request.request_id,
+                    request.row,
+                    num_tokens,
+                    admission.computed,
+                    reached,
+                    resumed,
                 )
             )
         return Addition(
@@ -379,17 +430,20 @@ class Scheduler:
             rows = result.rows if lines is None else result.rows[lines]
             places = running.places_of_rows(rows)
         cursors = running.append(places, token_ids)
+        self.counts.generation_tokens += len(token_ids)
         streamed: list[Request] = []
         ending: list[tuple[Request, FinishReason, int | str | None]] = []
         for i in running.ended(places, token_ids).nonzero()[0].tolist():
             request = requests[i]
-            self._look(request, int(token_ids[i]), result, i if lines is None else int(lines[i]), began, ending)
+            self._look(
+                request, int(token_ids[i]), result, i if lines is None else int(lines[i]), began, ending
+            )
             if request.streams:
                 streamed.append(request)
         if self._emit:
             self._emit_committed(flight, result, requests, token_ids, cursors, lines, began)
         self._retire(ending)
-        return Commit(flight.plan, requests, streamed, [request for request, _, _ in ending])
+        return Commit(flight, requests, streamed, [request for request, _, _ in ending])
 
     def _look(
         self,
@@ -454,6 +508,7 @@ class Scheduler:
         request.state = State.FINISHED
         request.finish_reason = reason
         request.stop_reason = stop_reason
+        self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
         if self._emit:
             self._emit(
                 RequestFinished(
@@ -468,15 +523,16 @@ class Scheduler:
 
     # --- failure --------------------------------------------------------------------------------------
 
-    def fail(self, error: str) -> list[Request]:
+    def fail(self, error: str) -> Commit:
         """The oldest step in flight failed. Its requests end with "error", the others are recomputed.
 
         Nothing a step in flight wrote is trusted: its blocks leave the prefix cache. The runner starts
         from an empty batch afterwards.
         """
         failed = self.flights[0]
-        rows = set(failed.plan.rows.tolist())
-        victims = [r for r in failed.requests if r.row in rows and r not in failed.dropped]
+        names = failed.names
+        planned = {names[row] for row in failed.plan.rows.tolist()}
+        victims = [r for r in failed.requests if r.request_id in planned and r not in failed.dropped]
         if self._emit:
             ids = tuple(request.request_id for request in victims)
             self._emit(StepFailed(self._clock(), failed.plan.index, ids, error))
@@ -491,18 +547,23 @@ class Scheduler:
         self.flights.clear()
         self._removed.clear()
         self._steady = 0
-        return victims
+        return Commit(failed, (), (), victims)
+
+    def tokens_of(self, request: Request) -> Ints:
+        """The tokens a request has so far; a view while it runs."""
+        if request.state is State.RUNNING:
+            return self.running.tokens_at(self.running.place_of(request))
+        return request.token_ids
 
     # --- what observers see ---------------------------------------------------------------------------
 
-    def _emit_planned(self, plan: StepPlan, draft: _Draft, began: float) -> None:
-        now, pool = self._clock(), self.cache.pool
-        names = dict(zip(self.running.rows.tolist(), self.running.requests, strict=True))
+    def _emit_planned(self, flight: Flight, draft: _Draft, began: float) -> None:
+        now, pool, plan, names = self._clock(), self.cache.pool, flight.plan, flight.names
         self._emit(
             StepPlanned(
                 at=now,
                 plan=plan,
-                request_ids=tuple(names[row].request_id for row in plan.rows.tolist()),
+                request_ids=tuple(names[row] for row in plan.rows.tolist()),
                 running=self.running.count,
                 waiting=len(self.waiting),
                 blocks_free=pool.num_free,

@@ -1,0 +1,140 @@
+"""Puts an engine together from settings: model, memory, cache, scheduler, runner. Decides nothing itself."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.cache.hashing import hash_function
+from workbench.cache.manager import CacheManager, KVGroup
+from workbench.cache.pool import BlockPool
+from workbench.config import Device, EngineConfig, Settings, fit_length, model_length, step_limits
+from workbench.engine.clock import Clock
+from workbench.engine.events import Emitter
+from workbench.engine.loop import Engine
+from workbench.engine.policies import policy_named
+from workbench.engine.scheduler import Limits, Scheduler
+from workbench.models.folder import resolve
+from workbench.models.loading import load_model
+from workbench.models.spec import ModelSpec, read_spec
+from workbench.runtime.batch import Batch
+from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
+from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
+from workbench.runtime.runner import Ticket, TorchRunner
+from workbench.runtime.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An engine and what the front door needs to know of it."""
+
+    engine: Engine[Ticket]
+    config: EngineConfig
+    spec: ModelSpec
+    folder: Path
+    tokenizer: Any | None
+
+
+def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
+    """Load the model and set up everything around it.
+
+    Raises:
+        ValueError, OSError: a setting, a file or the memory is not what it has to be; the message says what to do.
+    """
+    from workbench.models.zoo.registry import DEFAULT
+
+    name = settings.model or f"zoo/{DEFAULT}"
+    folder = resolve(name)
+    spec = read_spec(folder, settings.hf_overrides)
+    device, described = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, spec.dtype, device)
+    config, groups = _plan_memory(settings, name, spec, device, described, dtype)
+    model = load_model(
+        folder, spec, device, dtype, settings.load_format, settings.seed, max_positions=config.max_model_len
+    )
+    store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
+    batch = Batch(config.max_num_seqs, config.max_model_len, config.block_size, groups, device)
+    runner = TorchRunner(model, groups, store, batch, Sampler(settings.logprobs_mode), clock)
+    engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
+    tokenizer = None if settings.skip_tokenizer_init else load_tokenizer(settings, folder)
+    return Built(engine, config, spec, folder, tokenizer)
+
+
+def _plan_memory(
+    s: Settings, name: str, spec: ModelSpec, device: torch.device, described: Device, dtype: torch.dtype
+) -> tuple[EngineConfig, tuple[KVGroup, ...]]:
+    groups = kv_groups(spec)
+    seqs, tokens = step_limits(s, described)
+    length = model_length(s, spec)
+    block_bytes = bytes_per_block(spec, groups, s.block_size, dtype)
+    wanted = seqs * -(-length // s.block_size) * len(groups)
+    num_blocks = num_kv_blocks(s, device, block_bytes, wanted)
+    remedy = "raise gpu_memory_utilization" if device.type == "cuda" else "raise kv_cache_memory_bytes"
+    if s.num_gpu_blocks_override is not None:
+        remedy = "raise num_gpu_blocks_override"
+    fitting = fit_length(s, length, num_blocks, len(groups), remedy)
+    if fitting < length:
+        logger.warning(
+            "max_model_len is %d, not %d: the KV cache holds no more (%s)", fitting, length, remedy
+        )
+    config = EngineConfig(
+        model=name,
+        architecture=spec.architecture,
+        device=described.kind,
+        device_name=described.name,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=fitting,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+        block_size=s.block_size,
+        num_blocks=num_blocks,
+        kv_cache_bytes=num_blocks * block_bytes,
+        enable_prefix_caching=s.enable_prefix_caching,
+        prefix_caching_hash_algo=s.prefix_caching_hash_algo,
+        scheduling_policy=s.scheduling_policy
+        if isinstance(s.scheduling_policy, str)
+        else repr(s.scheduling_policy),
+        long_prefill_token_threshold=s.long_prefill_token_threshold,
+        # On a CPU a launch computes the step itself: running ahead would only compute tokens for nobody.
+        async_scheduling=described.kind == "cuda" if s.async_scheduling is None else s.async_scheduling,
+        logprobs_mode=s.logprobs_mode,
+        max_logprobs=s.max_logprobs,
+        seed=s.seed,
+    )
+    return config, groups
+
+
+def _scheduler(
+    s: Settings, config: EngineConfig, groups: tuple[KVGroup, ...], clock: Clock, emit: Emitter
+) -> Scheduler:
+    digest = hash_function(config.prefix_caching_hash_algo)
+    cache = CacheManager(
+        BlockPool(config.num_blocks), groups, config.block_size, digest, caching=config.enable_prefix_caching
+    )
+    limits = Limits(
+        config.max_num_batched_tokens,
+        config.max_num_seqs,
+        config.max_model_len,
+        s.long_prefill_token_threshold,
+    )
+    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit)
+
+
+def load_tokenizer(s: Settings, folder: Path) -> Any:
+    """The folder's tokenizer, or the one named in `tokenizer`."""
+    from transformers import AutoTokenizer
+
+    source = s.tokenizer or str(folder)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=s.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer could be loaded from {source}: name another with tokenizer=..., or pass token ids to an"
+            f" engine with skip_tokenizer_init=True ({error})"
+        ) from error

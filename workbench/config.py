@@ -1,0 +1,210 @@
+"""Settings: what was asked for, checked, and what the engine will run with. Imports no torch.
+
+`None` in a setting means "chosen from the device and the model"; a resolved config has no None left where
+the engine needs a value.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from workbench.cache.hashing import HashAlgorithm
+from workbench.checks import at_least, within
+from workbench.engine.policies import Policy
+from workbench.errors import check_names
+from workbench.models.spec import ModelSpec
+
+GIB = 1 << 30
+CPU_POOL = GIB  # most bytes of KV cache taken on a CPU without being told
+BIG_GPU = 70 * GIB
+
+_REMOVED = {
+    "swap_space": "preempted requests are recomputed, never swapped: leave it out",
+    "cpu_offload_gb": "weights are not offloaded: leave it out",
+    "enable_chunked_prefill": "prefill is always chunked: set max_num_batched_tokens instead",
+    "max_seq_len_to_capture": "leave it out",
+    "disable_log_stats": "leave it out; llm.trace records, and costs nothing that can be measured",
+    "guided_decoding_backend": "use structured_outputs_config={'backend': ...}",
+    "use_v2_block_manager": "there is one block manager: leave it out",
+    "num_scheduler_steps": "use async_scheduling",
+    "quantization": "quantised weights are not available yet",
+    "worker_cls": "the engine runs in this process: leave it out",
+    "distributed_executor_backend": "the engine runs in this process: leave it out",
+    "revision": "download the revision and pass its folder",
+    "embed": "embeddings are not available yet",
+}
+# Each capability deletes its own line when it comes.
+_LATER = {
+    "kv_cache_dtype": ("auto", "an FP8 KV cache"),
+    "kv_cache_dtype_skip_layers": (None, "an FP8 KV cache"),
+    "calculate_kv_scales": (False, "an FP8 KV cache"),
+    "logits_processors": (None, "a logits processor"),
+    "speculative_config": (None, "speculative decoding"),
+    "enable_lora": (False, "LoRA"),
+    "structured_outputs_config": (None, "structured output"),
+    "tensor_parallel_size": (1, "tensor parallelism"),
+}
+LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `LLM(...)` was given; names, defaults and meanings are vLLM's."""
+
+    model: str | None = None  # a folder, a hub id, "zoo/<name>"; None: the embedded default model
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    seed: int = 0
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    prefix_caching_hash_algo: HashAlgorithm = "sha256"
+    kv_cache_dtype: str = "auto"
+    kv_cache_dtype_skip_layers: list[str] | None = None
+    calculate_kv_scales: bool = False
+    kv_cache_memory_bytes: int | None = None
+    num_gpu_blocks_override: int | None = None
+    enforce_eager: bool = False
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    skip_tokenizer_init: bool = False
+    tokenizer: str | None = None
+    trust_remote_code: bool = False
+    scheduling_policy: str | Policy = "fcfs"
+    long_prefill_token_threshold: int = 0
+    async_scheduling: bool | None = None
+    max_logprobs: int = 20
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"] = (
+        "raw_logprobs"
+    )
+    logits_processors: list[Any] | None = None
+    speculative_config: dict[str, Any] | None = None
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
+    max_cpu_loras: int | None = None
+    structured_outputs_config: dict[str, Any] | None = None
+    tensor_parallel_size: int = 1
+    hf_overrides: dict[str, Any] | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where the engine runs."""
+
+    kind: str  # "cpu" or "cuda"
+    name: str
+    memory: int  # bytes of a GPU; 0 on a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What the engine runs with; `llm.config`. Shown, and written into every trace."""
+
+    model: str
+    architecture: str
+    device: str
+    device_name: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+    kv_cache_bytes: int
+    enable_prefix_caching: bool
+    prefix_caching_hash_algo: HashAlgorithm
+    scheduling_policy: str
+    long_prefill_token_threshold: int
+    async_scheduling: bool
+    logprobs_mode: str
+    max_logprobs: int
+    seed: int
+
+    @property
+    def num_cache_tokens(self) -> int:
+        """Tokens the KV cache holds."""
+        return self.num_blocks * self.block_size
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """Check what was given, as far as that needs neither model nor device."""
+    check_environment(os.environ)
+    check_names("LLM", given, frozenset(field.name for field in fields(Settings)), _REMOVED)
+    settings = Settings(**given)
+    for name, (off, what) in _LATER.items():
+        value = getattr(settings, name)
+        if value != off and not (off is None and not value):
+            raise ValueError(f"{name}={value!r}: {what} is not available yet; leave it out")
+    _check_numbers(settings)
+    return settings
+
+
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Refuse variables that ask for an engine that does not exist."""
+    if environment.get("VLLM_USE_V1") == "0":
+        raise ValueError("VLLM_USE_V1=0 asks for another engine; there is only one here: unset VLLM_USE_V1")
+
+
+def _check_numbers(s: Settings) -> None:
+    within("gpu_memory_utilization", s.gpu_memory_utilization, 0.0, 1.0)
+    at_least("block_size", s.block_size, 1)
+    at_least("long_prefill_token_threshold", s.long_prefill_token_threshold, 0, remedy="0 is no limit")
+    at_least("max_logprobs", s.max_logprobs, 0)
+    at_least("seed", s.seed, 0)
+    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override"):
+        if getattr(s, name) is not None:
+            at_least(name, getattr(s, name), 1)
+    if s.logprobs_mode not in LOGPROBS_MODES:
+        raise ValueError(
+            f"logprobs_mode={s.logprobs_mode!r} is unknown: use one of {', '.join(LOGPROBS_MODES)}"
+        )
+    if s.max_num_seqs and s.max_num_batched_tokens and s.max_num_batched_tokens < s.max_num_seqs:
+        raise ValueError(
+            f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}: a step"
+            " must hold a token for each running request; raise the one or lower the other"
+        )
+
+
+def step_limits(s: Settings, device: Device) -> tuple[int, int]:
+    """(max_num_seqs, max_num_batched_tokens), chosen where they were left open."""
+    if device.kind == "cpu":
+        seqs, tokens = 256, 4096
+    elif device.memory >= BIG_GPU:
+        seqs, tokens = 1024, 16_384
+    else:
+        seqs, tokens = 256, 8192
+    tokens = s.max_num_batched_tokens or max(tokens, s.max_num_seqs or 0)
+    return s.max_num_seqs or min(seqs, tokens), tokens
+
+
+def model_length(s: Settings, spec: ModelSpec) -> int:
+    """The longest request the model admits."""
+    longest = spec.max_position_embeddings
+    if s.max_model_len is not None and s.max_model_len > longest:
+        raise ValueError(
+            f"max_model_len is {s.max_model_len}, the model was built for {longest} positions: lower it, or extend"
+            " the model with hf_overrides={'rope_parameters': ..., 'max_position_embeddings': ...}"
+        )
+    return s.max_model_len or longest
+
+
+def fit_length(s: Settings, length: int, num_blocks: int, num_groups: int, remedy: str) -> int:
+    """The longest request that also fits into the cache; ValueError where one was asked for that does not."""
+    fits = num_blocks // num_groups * s.block_size
+    if fits >= length:
+        return length
+    if s.max_model_len is None and fits >= 1:
+        return fits
+    raise ValueError(
+        f"one request of max_model_len {length} needs {-(-length // s.block_size) * num_groups} KV blocks and there"
+        f" are {num_blocks}: {remedy}, or lower max_model_len to {fits}, the most that fits"
+    )

@@ -1,0 +1,131 @@
+"""The loop: plan, launch, collect, commit. Knows neither what a plan holds nor how it is computed."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, Protocol, TypeVar
+
+from workbench.engine.plan import StepPlan
+from workbench.engine.request import Request
+from workbench.engine.result import StepResult
+from workbench.engine.scheduler import Commit, Scheduler
+from workbench.engine.turns import FairLock, InterruptsDeferred
+
+logger = logging.getLogger(__name__)
+
+Ticket = TypeVar("Ticket")
+
+
+class Runner(Protocol[Ticket]):
+    """Computes plans, in order. The seam behind which a device, a simulator or another rank stands."""
+
+    def launch(self, plan: StepPlan) -> Ticket:
+        """Start a step; it may rely on tokens of steps launched before and not collected yet."""
+        ...
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """Wait for a step. Tickets are collected in the order of their launch."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the batch and every step in flight; the next plan brings all its requests anew."""
+        ...
+
+
+class Engine(Generic[Ticket]):
+    """Drives a scheduler and a runner. `depth` steps may be in flight while the next one is planned."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner[Ticket], depth: int) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.depth = depth
+        self.turn = FairLock()
+        self._tickets: deque[Ticket | Exception] = deque()  # oldest first
+
+    def step(self) -> Commit | None:
+        """One step, by itself: nothing is in flight before it or after it. None when there is no work."""
+        self.drain()
+        return self._advance(depth=0)
+
+    def advance(self) -> Commit | None:
+        """Launch the next step, then commit the oldest one once more than `depth` are in flight."""
+        return self._advance(self.depth)
+
+    def _advance(self, depth: int) -> Commit | None:
+        plan = self.scheduler.plan()
+        if plan is not None:
+            self._tickets.append(self._launch(plan))
+        if self._tickets and (plan is None or len(self._tickets) > depth):
+            return self._settle()
+        return None
+
+    def _launch(self, plan: StepPlan) -> Ticket | Exception:
+        try:
+            return self.runner.launch(plan)
+        except Exception as error:  # noqa: BLE001 - kept until the steps before it are committed
+            return error
+        except BaseException:
+            self._recover("interrupted")
+            raise
+
+    def _settle(self) -> Commit | None:
+        """Collect the oldest step and commit it; if it failed, its requests end and the engine goes on."""
+        ticket = self._tickets.popleft()
+        try:
+            if isinstance(ticket, Exception):
+                raise ticket
+            result = self.runner.collect(ticket)
+        except Exception as error:
+            index = self.scheduler.flights[0].plan.index
+            logger.exception("step %d failed; its requests end with finish_reason 'error'", index)
+            return self._recover(f"{type(error).__name__}: {error}")
+        except BaseException:
+            self._recover("interrupted")
+            raise
+        commit = self.scheduler.commit(result)
+        self._tell(commit.streamed, commit.finished)
+        return commit
+
+    def _recover(self, error: str) -> Commit:
+        self._tickets.clear()
+        self.runner.reset()
+        failure = self.scheduler.fail(error)
+        self._tell((), failure.finished)
+        return failure
+
+    def drain(self) -> None:
+        """Commit everything in flight."""
+        while self._tickets:
+            self._settle()
+
+    def abort(self, requests: Iterable[Request]) -> None:
+        """End requests with finish_reason "abort"; those that have ended are left alone."""
+        ending = [request for request in requests if not request.finished]
+        self.scheduler.abort(ending)
+        self._tell((), ending)
+
+    def run_until(self, done: Callable[[], bool]) -> None:
+        """Drive steps until `done()`, letting other threads have their turns; Ctrl-C comes between steps."""
+        with InterruptsDeferred() as interrupts:
+            while not done():
+                with self.turn:
+                    if done():
+                        break
+                    assert self.scheduler.has_work, "somebody waits for a request that is not in the engine"
+                    self.advance()
+                interrupts.check()
+        with self.turn:
+            if not self.scheduler.running.count and not len(self.scheduler.waiting):
+                self.drain()  # what is still in flight computes for nobody
+
+    @staticmethod
+    def _tell(streamed: Iterable[Request], finished: Iterable[Request]) -> None:
+        """Tell those who listen: of each new token, and once of the end."""
+        for request in streamed:
+            if request.listener is not None and not request.finished:
+                request.listener(request)
+        for request in finished:
+            if request.listener is not None:
+                request.listener(request)

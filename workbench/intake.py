@@ -1,0 +1,158 @@
+"""From what people pass to requests the scheduler takes: forms, defaults, limits, seeds. Queues nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from workbench.build import Built
+from workbench.cache.hashing import hash_function, root_key
+from workbench.checks import integer
+from workbench.engine.clock import Clock
+from workbench.engine.request import Request, Times
+from workbench.params import LoRARequest, SamplingParams, check_against, refuse_unavailable
+from workbench.parent import Parent, ReadTokens
+from workbench.prompts import Prompt, many, read_prompt
+
+_WORD = 0xFFFF_FFFF_FFFF_FFFF
+
+T = TypeVar("T")
+
+
+class Intake:
+    """Checks prompts and params against one engine and makes their requests."""
+
+    def __init__(self, built: Built, clock: Clock, read_tokens: ReadTokens) -> None:
+        self._built = built
+        self._clock = clock
+        self._read_tokens = read_tokens
+        self._numbers = itertools.count()
+        self._digest = hash_function(built.config.prefix_caching_hash_algo)
+
+    def all(
+        self,
+        prompts: Any,
+        params: SamplingParams | Sequence[SamplingParams],
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None,
+        priority: int | Sequence[int] | None,
+    ) -> list[Parent]:
+        """Every prompt of a call, or an error that names the first bad one; nothing is queued before."""
+        prompts = many(prompts)
+        per_params = spread("sampling_params", params, len(prompts))
+        per_lora = spread("lora_request", lora_request, len(prompts))
+        per_priority = spread("priority", priority, len(prompts))
+        parents = []
+        for index, prompt in enumerate(prompts):
+            try:
+                parents.append(
+                    self.one(prompt, per_params[index], None, per_lora[index], per_priority[index] or 0)
+                )
+            except (ValueError, TypeError) as error:
+                if len(prompts) == 1:
+                    raise
+                raise type(error)(f"prompt {index} of {len(prompts)}: {error}") from error
+        return parents
+
+    def one(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str | None = None,
+        lora_request: LoRARequest | None = None,
+        priority: int = 0,
+    ) -> Parent:
+        """One prompt's n requests.
+
+        Raises:
+            ValueError, TypeError: the prompt, the params or both ask for what this engine cannot do.
+        """
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"sampling_params is {params!r}: use SamplingParams(...)")
+        if lora_request is not None:
+            raise ValueError("lora_request: LoRA is not available yet; leave it out")
+        params = params.clone()
+        params.validate()
+        refuse_unavailable(params)
+        check_against(
+            params, vocab_size=self._built.spec.vocab_size, max_logprobs=self._built.config.max_logprobs
+        )
+        if params.stop and self._built.tokenizer is None:
+            raise ValueError("stop strings need a tokenizer (skip_tokenizer_init): use stop_token_ids")
+        read = read_prompt(prompt, self._built.tokenizer)
+        self._check_prompt(read)
+        number = next(self._numbers)
+        name = str(number) if request_id is None else request_id
+        parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
+        for child in range(params.n):
+            own = name if params.n == 1 else f"{child}_{name}"
+            seed = self._seed(params, number, child)
+            parent.add(self._request(own, read, params, seed, integer("priority", priority)))
+        return parent
+
+    def _check_prompt(self, prompt: Prompt) -> None:
+        config, vocab = self._built.config, self._built.spec.vocab_size
+        largest = int(prompt.token_ids.max())
+        if largest >= vocab:
+            raise ValueError(f"token id {largest} is not in the vocabulary, which ends at {vocab - 1}")
+        count, most = len(prompt.token_ids), config.max_model_len
+        if count < most:
+            return
+        if most < self._built.spec.max_position_embeddings and config.num_cache_tokens < count:
+            knob = "gpu_memory_utilization" if config.device == "cuda" else "kv_cache_memory_bytes"
+            raise ValueError(
+                f"prompt has {count} tokens, the cache holds {config.num_cache_tokens}: raise {knob} (or"
+                " num_gpu_blocks_override, where it is set) or shorten the prompt"
+            )
+        raise ValueError(
+            f"prompt has {count} tokens and max_model_len is {most}, which leaves no room for an answer: raise"
+            f" max_model_len (the model takes {self._built.spec.max_position_embeddings}) or shorten the prompt"
+        )
+
+    def _seed(self, params: SamplingParams, number: int, child: int) -> int:
+        """64 bits: the request's own seed, or one that follows from the engine's and the request's number."""
+        if params.seed is not None:
+            return _signed(params.seed + child)
+        return _signed(_scramble(_scramble(self._built.config.seed) + number) + child)
+
+    def _request(
+        self, name: str, prompt: Prompt, params: SamplingParams, seed: int, priority: int
+    ) -> Request:
+        most = self._built.config.max_model_len
+        room = most - len(prompt.token_ids)
+        extra = () if prompt.cache_salt is None else ("salt", prompt.cache_salt)
+        cache = self._built.engine.scheduler.cache
+        return Request(
+            request_id=name,
+            prompt_token_ids=prompt.token_ids,
+            params=params,
+            max_length=len(prompt.token_ids) + min(params.max_tokens or room, room),
+            seed=seed,
+            eos_token_ids=() if params.ignore_eos else self._built.spec.eos_token_ids,
+            times=Times(self._clock()),
+            tables=cache.open(root_key(self._digest, extra)),
+            priority=priority,
+        )
+
+
+def spread(name: str, value: T | Sequence[T] | None, count: int) -> Sequence[Any]:
+    """One value for all, or a list with one a prompt."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries for {count} prompts: give one, or one a prompt")
+    return value
+
+
+def _scramble(x: int) -> int:
+    """SplitMix64's step (Steele et al. 2014): neighbouring numbers become unrelated ones."""
+    x = (x + 0x9E37_79B9_7F4A_7C15) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58_476D_1CE4_E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D0_49BB_1331_11EB) & _WORD
+    return x ^ (x >> 31)
+
+
+def _signed(x: int) -> int:
+    """The low 64 bits as a signed number, which is what a tensor holds."""
+    x &= _WORD
+    return x - (1 << 64) if x >> 63 else x

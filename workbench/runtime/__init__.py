@@ -1,0 +1,1 @@
+"""The runtime: what a plan becomes on a device. Never imports the scheduler."""

@@ -1,0 +1,144 @@
+"""The batch as it lives beside the device between steps, and one step's inputs cut from it.
+
+A plan carries differences; this is what they are applied to. Knows rows, tokens and block tables; nothing
+of models, sampling or the pool.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from workbench.cache.manager import KVGroup
+from workbench.engine.plan import Addition, StepPlan
+from workbench.kernels.attention.reference import GEMV_QUERIES, Bucket, make_bucket
+
+PADDING_WORTH_A_BUCKET = 512  # padded positions that cost about as much as one more round of launches
+MASKED_QUERIES = 512  # queries of one masked bucket: bounds the mask to this many rows
+
+Longs = npt.NDArray[np.int64]
+
+
+class Inputs(NamedTuple):
+    """What the model is run on. The rows of a step are laid out by query count and context length."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slots: tuple[Tensor, ...]  # per KV group [T] int64; block * block_size + offset
+    buckets: tuple[tuple[Bucket, ...], ...]  # per KV group
+    last: Tensor  # [m] int64; where in T each sampling row's last position is, in the plan's order
+    rows: Longs  # [m]; the batch rows that sample, in the plan's order
+    lengths: Longs  # [m]; their tokens before the new one
+
+
+class Batch:
+    """Tokens on the device, block tables on the host, a line for each batch row."""
+
+    def __init__(
+        self,
+        max_rows: int,
+        max_length: int,
+        block_size: int,
+        groups: tuple[KVGroup, ...],
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self.groups = groups
+        self.device = device
+        self.tokens = torch.zeros((max_rows, max_length), dtype=torch.int32, device=device)
+        max_blocks = -(-max_length // block_size)
+        self._tables = [np.zeros((max_rows, max_blocks), np.int64) for _ in groups]
+        self.additions: dict[int, Addition] = {}  # by row
+
+    def clear(self) -> None:
+        self.additions.clear()
+
+    def apply(self, plan: StepPlan) -> None:
+        """Bring the batch up to date with a plan."""
+        for row in plan.removed.tolist():
+            del self.additions[row]
+        for added in plan.added:
+            self.additions[added.row] = added
+            self.tokens[added.row, : len(added.token_ids)] = torch.from_numpy(added.token_ids).to(self.device)
+            for table, blocks in zip(self._tables, added.blocks, strict=True):
+                table[added.row, : len(blocks)] = blocks
+        for table, grown in zip(self._tables, plan.grown, strict=True):
+            table[grown.rows, grown.places] = grown.blocks
+
+    def append(self, rows: Longs, lengths: Longs, token_ids: Tensor) -> None:
+        """Write sampled tokens [m] where the next step reads them."""
+        place = (torch.from_numpy(rows).to(self.device), torch.from_numpy(lengths).to(self.device))
+        self.tokens.index_put_(place, token_ids.to(torch.int32))
+
+    def inputs(self, plan: StepPlan) -> Inputs:
+        """Lay a plan out flat."""
+        ends = plan.starts + plan.counts
+        order = np.lexsort((ends, plan.counts))
+        rows, starts, counts = (
+            column[order].astype(np.int64) for column in (plan.rows, plan.starts, plan.counts)
+        )
+        begins = np.cumsum(counts) - counts
+        line = np.repeat(np.arange(len(rows)), counts)
+        positions = np.arange(len(line)) - begins[line] + starts[line]
+        last = np.empty(len(rows), np.int64)
+        last[order] = begins + counts - 1
+        place = (torch.from_numpy(rows[line]).to(self.device), torch.from_numpy(positions).to(self.device))
+        slots = tuple(self._slots(table, rows[line], positions) for table in self._tables)
+        buckets = tuple(
+            tuple(self._buckets(table, rows, starts, counts, begins, group.window))
+            for table, group in zip(self._tables, self.groups, strict=True)
+        )
+        return Inputs(
+            token_ids=self.tokens[place].long(),
+            positions=place[1],
+            slots=slots,
+            buckets=buckets,
+            last=torch.from_numpy(last[plan.samples]).to(self.device),
+            rows=plan.rows[plan.samples].astype(np.int64),
+            lengths=ends[plan.samples].astype(np.int64),
+        )
+
+    def _slots(self, table: Longs, rows: Longs, positions: Longs) -> Tensor:
+        block, offset = np.divmod(positions, self.block_size)
+        return torch.from_numpy(table[rows, block] * self.block_size + offset).to(self.device)
+
+    def _buckets(
+        self, table: Longs, rows: Longs, starts: Longs, counts: Longs, begins: Longs, window: int | None
+    ) -> list[Bucket]:
+        """Neighbours in the layout that are worth attending together."""
+        buckets = []
+        for first, end in self._cuts(starts, counts):
+            count = int(counts[first])
+            whole = not starts[first] and window is None
+            step = count if whole or count <= GEMV_QUERIES else MASKED_QUERIES
+            for offset in range(0, count, step):
+                part = min(step, count - offset)
+                heads = (starts[first:end] + offset).tolist()
+                width = -(-(heads[-1] + part) // self.block_size)
+                blocks = torch.from_numpy(table[rows[first:end], :width]).to(self.device)
+                begin = int(begins[first]) + offset
+                buckets.append(make_bucket(begin, heads, part, blocks, self.block_size, window))
+        return buckets
+
+    def _cuts(self, starts: Longs, counts: Longs) -> list[tuple[int, int]]:
+        """Where the layout parts into buckets: [first, end) of rows, in the order of count, then length."""
+        cuts, first = [], 0
+        pairs = list(zip(starts.tolist(), counts.tolist(), strict=True))
+        for here in range(1, len(pairs) + 1):
+            if here < len(pairs) and self._together(pairs[first], pairs[here], here - first):
+                continue
+            cuts.append((first, here))
+            first = here
+        return cuts
+
+    def _together(self, first: tuple[int, int], other: tuple[int, int], rows: int) -> bool:
+        if first[1] != other[1]:
+            return False
+        if first[1] > GEMV_QUERIES:
+            # Rows that start together, unless they would have to be split.
+            return first[0] == other[0] and (first[0] == 0 or first[1] <= MASKED_QUERIES)
+        return (other[0] - first[0]) * rows <= PADDING_WORTH_A_BUCKET

@@ -1,0 +1,57 @@
+"""Which device there is, and how much of its memory the KV cache may have."""
+
+from __future__ import annotations
+
+import torch
+
+from workbench.config import CPU_POOL, Device, Settings
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+
+
+def pick_device(asked: str) -> tuple[torch.device, Device]:
+    """The device behind "auto", "cpu", "cuda" or "cuda:1"."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ValueError(f"device={asked!r} is unknown: use 'auto', 'cpu' or 'cuda'") from error
+    if device.type == "cpu":
+        return device, Device("cpu", f"CPU, {torch.get_num_threads()} threads", 0)
+    if device.type != "cuda":
+        raise ValueError(f"device={asked!r} is not supported: use 'auto', 'cpu' or 'cuda'")
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={asked!r}: torch sees no CUDA device; use device='cpu'")
+    properties = torch.cuda.get_device_properties(device)
+    return device, Device("cuda", properties.name, properties.total_memory)
+
+
+def pick_dtype(asked: str, checkpoint: str, device: torch.device) -> torch.dtype:
+    """The dtype behind "auto": the checkpoint's on a GPU; float32 on a CPU, where 16 bits are seldom faster."""
+    name = str(asked).removeprefix("torch.")
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else checkpoint
+        # A GPU computes 16 bits natively; vLLM too runs a float32 checkpoint in 16 bits there.
+        name = "bfloat16" if device.type == "cuda" and name == "float32" else name
+    if name not in _DTYPES:
+        raise ValueError(f"dtype={asked!r} is unknown: use 'auto', {', '.join(map(repr, _DTYPES))}")
+    return _DTYPES[name]
+
+
+def num_kv_blocks(s: Settings, device: torch.device, block_bytes: int, wanted: int) -> int:
+    """Blocks of the KV pool: as told, or as memory allows, at most `wanted` on a CPU."""
+    if s.num_gpu_blocks_override is not None:
+        return s.num_gpu_blocks_override
+    if s.kv_cache_memory_bytes is not None:
+        return s.kv_cache_memory_bytes // block_bytes
+    if device.type == "cpu":
+        return min(wanted, CPU_POOL // block_bytes)
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(total * s.gpu_memory_utilization) - (total - free)) // block_bytes

@@ -1,0 +1,54 @@
+"""The memory behind the block numbers: keys and values of every layer. Knows nothing of who holds a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workbench.cache.manager import KVGroup
+from workbench.models.spec import ModelSpec
+
+
+def kv_groups(spec: ModelSpec) -> tuple[KVGroup, ...]:
+    """The model's layers by layout: those that share a window share a block table."""
+    by_window: dict[int | None, list[int]] = {}
+    for layer, window in enumerate(spec.windows):
+        by_window.setdefault(window, []).append(layer)
+    return tuple(KVGroup(tuple(layers), window) for window, layers in by_window.items())
+
+
+def bytes_per_block(spec: ModelSpec, groups: Sequence[KVGroup], block_size: int, dtype: torch.dtype) -> int:
+    """Bytes one block number stands for: the largest group's layers, since groups share the pool."""
+    layers = max(len(group.layers) for group in groups)
+    return 2 * layers * spec.num_kv_heads * spec.head_dim * block_size * dtype.itemsize
+
+
+class KVStore:
+    """Per layer [2, kv_heads, 1 + num_blocks, block_size, head_dim]; block 0 is the null block, all zeros.
+
+    Groups share block numbers and memory: the i-th layers of all groups use the i-th tensor.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        groups: Sequence[KVGroup],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (2, spec.num_kv_heads, 1 + num_blocks, block_size, spec.head_dim)
+        depth = max(len(group.layers) for group in groups)
+        # Zeros, because what a masked position holds must at least be finite.
+        self._tensors = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(depth)]
+        self._tensor_of = {layer: i for group in groups for i, layer in enumerate(group.layers)}
+
+    def layer(self, layer: int) -> Tensor:
+        return self._tensors[self._tensor_of[layer]]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors)

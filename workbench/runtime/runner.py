@@ -1,0 +1,83 @@
+"""Computes plans with a model, in plain torch. Knows rows and plans; nothing of requests or schedules."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.cache.manager import KVGroup
+from workbench.engine.clock import Clock
+from workbench.engine.plan import Ints, StepPlan
+from workbench.engine.result import StepResult
+from workbench.models.decoder import Decoder
+from workbench.runtime.attention import PagedAttention
+from workbench.runtime.batch import Batch
+from workbench.runtime.kv_store import KVStore
+from workbench.runtime.sampler import Sampled, Sampler, to_columns
+
+
+class Ticket(NamedTuple):
+    """A step that was launched; its tokens are on the device."""
+
+    index: int
+    rows: Ints
+    sampled: Sampled
+    launch_s: float
+    device_s: float
+
+
+class TorchRunner:
+    """One model, one KV store, one batch. On a CPU a launch computes the step; on a GPU it queues it."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        groups: tuple[KVGroup, ...],
+        store: KVStore,
+        batch: Batch,
+        sampler: Sampler,
+        clock: Clock,
+    ) -> None:
+        self._model = model
+        self._groups = groups
+        self._store = store
+        self._batch = batch
+        self._sampler = sampler
+        self._clock = clock
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Ticket:
+        """Run a plan's tokens through the model and sample; the new tokens stay in the batch."""
+        began = self._clock()
+        self._batch.apply(plan)
+        inputs = self._batch.inputs(plan)
+        cos_sin = self._model.rotary.at(inputs.positions)
+        attention = PagedAttention(self._model.spec, self._groups, self._store, inputs, cos_sin)
+        hidden = self._model.forward(inputs.token_ids, inputs.positions, attention)
+        sampled = self._sample(hidden, inputs.last, inputs.rows, inputs.lengths)
+        ended = self._clock()
+        return Ticket(plan.index, plan.rows[plan.samples], sampled, began, ended - began)
+
+    def _sample(self, hidden: Tensor, last: Tensor, rows: np.ndarray, lengths: np.ndarray) -> Sampled:
+        if not len(rows):
+            return Sampled(torch.empty(0, dtype=torch.int64), None)
+        logits = self._model.logits(hidden[last])
+        sampled = self._sampler.sample(logits, rows, lengths, self._batch.additions, self._batch.tokens)
+        self._batch.append(rows, lengths, sampled.token_ids)
+        return sampled
+
+    def collect(self, ticket: Ticket) -> StepResult:
+        """Bring a step's tokens to the host."""
+        token_ids = ticket.sampled.token_ids.to(torch.int32).cpu().numpy()
+        logprobs = None if ticket.sampled.logprobs is None else to_columns(ticket.sampled.logprobs)
+        now = self._clock()
+        return StepResult(
+            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s
+        )
+
+    def reset(self) -> None:
+        """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
+        self._batch.clear()

@@ -1,0 +1,136 @@
+"""From logits to tokens: each row's options applied in a fixed order, logprobs taken on the way.
+
+raw logprobs -> float32 -> allowed ids -> min_tokens, logit bias -> penalties -> greedy rows done ->
+temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.engine.plan import Addition
+from workbench.engine.result import LogprobColumns
+from workbench.kernels.sample.reference import Options, draw, shape_logits, top_logprobs
+from workbench.params import SamplingParams
+from workbench.runtime.batch import Longs
+
+LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
+
+NEVER = float("-inf")
+
+
+class Sampled(NamedTuple):
+    token_ids: Tensor  # [m] int64, device
+    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None  # sampled, ranks, top ids, top logprobs; device
+
+
+class Sampler:
+    """Draws a token for each row that samples."""
+
+    def __init__(self, mode: LogprobsMode) -> None:
+        self._mode = mode
+
+    def sample(
+        self, logits: Tensor, rows: Longs, lengths: Longs, additions: Mapping[int, Addition], tokens: Tensor
+    ) -> Sampled:
+        """One token for each row of `logits` [m, vocab].
+
+        Args:
+            rows: [m]; batch rows. lengths: [m]; the tokens each has so far.
+            additions: what is known of each batch row.
+            tokens: [max_rows, max_length] int32, device; the rows' tokens.
+        """
+        asked = [additions[row] for row in rows.tolist()]
+        wanted = [a.params.logprobs for a in asked if a.params.logprobs is not None]
+        raw = logits
+        logits = logits.float()
+        logits = _adjust(logits, asked, rows, lengths, tokens)
+        if all(a.params.is_greedy for a in asked):
+            shaped, chosen = logits, logits.argmax(-1)
+        else:
+            options = _options(asked, lengths, logits.device)
+            shaped = shape_logits(logits, options)
+            chosen = draw(shaped, options)
+        if not wanted:
+            return Sampled(chosen, None)
+        source = raw if self._mode.startswith("raw") else shaped
+        return Sampled(
+            chosen, top_logprobs(source, chosen, max(wanted), logits=self._mode.endswith("logits"))
+        )
+
+
+def to_columns(logprobs: tuple[Tensor, Tensor, Tensor, Tensor]) -> LogprobColumns:
+    """Bring logprobs to the host."""
+    sampled, ranks, ids, best = (tensor.cpu().numpy() for tensor in logprobs)
+    return LogprobColumns(sampled, ranks.astype(np.int32), ids.astype(np.int32), best)
+
+
+def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Options:
+    params = [a.params for a in asked]
+
+    def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return Options(
+        temperature=column([p.temperature for p in params], torch.float32),
+        top_k=column([p.top_k for p in params], torch.int64),
+        top_p=column([p.top_p for p in params], torch.float32),
+        min_p=column([p.min_p for p in params], torch.float32),
+        seeds=column([a.seed for a in asked], torch.int64),
+        positions=torch.from_numpy(lengths).to(device),
+    )
+
+
+def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, tokens: Tensor) -> Tensor:
+    """Everything but temperature and cut-offs, for the rows that asked for it."""
+    touched = [line for line, a in enumerate(asked) if _is_adjusted(a.params)]
+    if not touched:
+        return logits
+    logits = logits.clone()  # float() of float32 logits is those logits, and raw logprobs need them
+    for line in touched:
+        added = asked[line]
+        known = tokens[int(rows[line]), : int(lengths[line])].long()
+        prompt, output = known[: added.num_prompt_tokens], known[added.num_prompt_tokens :]
+        _restrict(logits[line], added, len(output))
+        _penalise(logits[line], added.params, prompt, output)
+    return logits
+
+
+def _is_adjusted(p: SamplingParams) -> bool:
+    plain = p.repetition_penalty == 1 and not p.frequency_penalty and not p.presence_penalty
+    return not plain or p.min_tokens > 0 or bool(p.logit_bias) or p.allowed_token_ids is not None
+
+
+def _restrict(logits: Tensor, added: Addition, num_output: int) -> None:
+    """Allowed ids, min_tokens and logit bias, on one row [vocab] in place."""
+    params = added.params
+    if params.allowed_token_ids is not None:
+        allowed = torch.tensor(params.allowed_token_ids, device=logits.device)
+        kept = logits[allowed]
+        logits.fill_(NEVER)
+        logits[allowed] = kept
+    if num_output < params.min_tokens:
+        stops = [*added.eos_token_ids, *(params.stop_token_ids or ())]
+        logits[torch.tensor(stops, dtype=torch.int64, device=logits.device)] = NEVER
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=logits.device)
+        logits[ids] += torch.tensor(
+            list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device
+        )
+
+
+def _penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, output: Tensor) -> None:
+    """Repetition (over prompt and output), frequency and presence (over output), on one row in place."""
+    if params.repetition_penalty != 1:
+        seen = torch.cat([prompt, output]).unique()
+        values = logits[seen]
+        penalty = params.repetition_penalty
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if params.frequency_penalty or params.presence_penalty:
+        ids, counts = output.unique(return_counts=True)
+        logits[ids] -= params.frequency_penalty * counts + params.presence_penalty

@@ -1,0 +1,119 @@
+"""Tokens to text: whole, bit by bit, and up to a stop string. Knows tokenizers; nothing of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from workbench.params import SamplingParams
+
+INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are not a character, or not yet
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def decoder(tokenizer: Any, params: SamplingParams) -> Decode:
+    """Token ids to text, with the special tokens treated as the params say."""
+
+    def decode(token_ids: Sequence[int]) -> str:
+        text: str = tokenizer.decode(
+            list(token_ids),
+            skip_special_tokens=params.skip_special_tokens,
+            spaces_between_special_tokens=params.spaces_between_special_tokens,
+        )
+        return text
+
+    return decode
+
+
+class TextStream:
+    """The text of one output as it grows; it never ends in half a character.
+
+    ::
+
+        tokens   [0 ..... prefix)[prefix ..... read)[read ........)
+                  decoded for good  decoded again,     not shown yet: their bytes
+                                    as left context    may not be whole characters
+    """
+
+    def __init__(
+        self, decode: Decode, stop: Sequence[str] = (), *, stop_ids: frozenset[int] = frozenset(), min_tokens: int = 0,
+        include_stop: bool = False,
+    ) -> None:  # fmt: skip
+        self.text = ""  # whole characters only; cut before (or after) the stop string that ended it
+        self._decode = decode
+        self._stop = tuple(stop)
+        self._stop_ids = stop_ids
+        self._min_tokens = min_tokens
+        self._include_stop = include_stop
+        self._count = 0  # tokens seen
+        self._prefix = 0
+        self._read = 0
+        self._taken = 0  # characters handed out
+        self._stopped = False
+
+    def feed(self, token_ids: Sequence[int]) -> str | None:
+        """Take in the output's tokens so far; the stop string that has appeared, or None."""
+        found = None
+        while self._count < len(token_ids) and found is None:
+            self._count += 1
+            if self._ends(int(token_ids[self._count - 1])):
+                break
+            before = len(self.text)
+            self._grow(token_ids[: self._count])
+            if self._stop and self._count >= self._min_tokens:
+                found = self._find(before)
+        return found
+
+    def _ends(self, token_id: int) -> bool:
+        # The text of the token that ends a request is not part of the output unless asked for.
+        return not self._include_stop and token_id in self._stop_ids and self._count >= self._min_tokens
+
+    def _grow(self, token_ids: Sequence[int]) -> None:
+        shown = self._decode(token_ids[self._prefix : self._read])
+        longer = self._decode(token_ids[self._prefix :])
+        if len(longer) > len(shown) and not longer.endswith(INCOMPLETE):
+            self.text += longer[len(shown) :]
+            self._prefix, self._read = self._read, len(token_ids)
+
+    def _find(self, before: int) -> str | None:
+        """Cut the text at the first stop string that the characters after `before` complete."""
+        first: tuple[int, str] | None = None
+        for stop in self._stop:
+            place = self.text.find(stop, max(0, before - len(stop) + 1))
+            if place >= 0 and (first is None or place < first[0]):
+                first = (place, stop)
+        if first is None:
+            return None
+        place, stop = first
+        self.text = self.text[: place + len(stop) if self._include_stop else place]
+        self._stopped = True
+        return stop
+
+    def finish(self, token_ids: Sequence[int]) -> None:
+        """No more tokens come: what was held back is shown as it is."""
+        self.feed(token_ids)
+        end = self._count
+        if end and self._ends(int(token_ids[end - 1])):
+            end -= 1
+        if not self._stopped and self._read < end:
+            shown = self._decode(token_ids[self._prefix : self._read])
+            self.text += self._decode(token_ids[self._prefix : end])[len(shown) :]
+            self._read = end
+
+    def take(self, *, final: bool) -> str:
+        """The text that is new since the last call and cannot become part of a stop string any more."""
+        end = len(self.text) if final else len(self.text) - self._held_back()
+        new = self.text[self._taken : end]
+        self._taken = max(self._taken, end)
+        return new
+
+    def _held_back(self) -> int:
+        """Characters at the end that may be the beginning of a stop string."""
+        longest = 0
+        for stop in self._stop:
+            for length in range(min(len(stop) - 1, len(self.text)), longest, -1):
+                if self.text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
