@@ -1,0 +1,165 @@
+"""`workbench zoo`: train a model, score one, write samples of the corpus, list what there is. Imports torch only to work."""
+
+import argparse
+import json
+import logging
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from workbench.models.zoo import config as configs
+from workbench.models.zoo import registry
+from workbench.models.zoo.corpus import tasks
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="workbench zoo", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train a model and write its folder and card")
+    train.add_argument("config", help=f"a TOML file, or one of {', '.join(configs.known())}")
+    train.add_argument("--out", type=Path, help="folder of the model (default: zoo-NAME)")
+    train.add_argument("--max-minutes", type=float, help="train for this long instead")
+    train.add_argument("--max-steps", type=int, help="train for this many steps instead")
+    train.add_argument("--workers", type=int, help="processes that make data")
+    train.add_argument("--items", type=int, help="held-out items a kind for the card (0: no card)")
+    train.add_argument("--device", choices=("cpu", "cuda"))
+    train.add_argument("--no-compile", action="store_true", help="run the model as it is")
+    train.add_argument("--fresh", action="store_true", help="do not resume from a checkpoint in the folder")
+    train.add_argument("--pack", type=Path, help="also write the folder, without its checkpoint, as this .tar.gz")
+    score = commands.add_parser("score", help="held-out scores of a model's folder")
+    score.add_argument("model", help="a folder, or one of the embedded models")
+    score.add_argument("--items", type=int, default=500, help="items a kind")
+    score.add_argument("--tasks", nargs="+", default=list(tasks.NAMES))
+    score.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    corpus = commands.add_parser("corpus", help="write samples of the corpus as JSON Lines")
+    corpus.add_argument("--out", type=Path, default=Path("datasets"))
+    corpus.add_argument("--items", type=int, default=50, help="items a task")
+    corpus.add_argument("--tasks", nargs="+", default=list(tasks.NAMES))
+    corpus.add_argument("--split", choices=("train", "heldout"), default="heldout")
+    corpus.add_argument("--seed", type=int, default=0)
+    tokenizer = commands.add_parser("tokenizer", help="learn the shared tokenizer anew from the corpus")
+    tokenizer.add_argument("--out", type=Path, required=True)
+    commands.add_parser("list", help="embedded models, configurations and tasks")
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns the exit status. A bad name or file is told in one line."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    commands = {"train": run_train, "score": run_score, "corpus": run_corpus, "tokenizer": run_tokenizer}
+    run = commands.get(args.command, run_list)
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"workbench zoo: {error}\n")
+        return 2
+    return 0
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Trains, scores, writes the card, packs."""
+    config = adjusted(configs.load(args.config), args)
+    from workbench.models.zoo import card, score, train
+
+    out = train.train(config, args.out or Path(f"zoo-{config.name}"), resume=not args.fresh, device=args.device)
+    if args.pack:
+        pack(out, args.pack)  # once before the scores, so that nothing is lost if they are cut short
+    items = config.final_items if args.items is None else args.items
+    if items:
+        where = train.device_for(config, args.device)
+        scores = score.folder(out, items, device=where.name)
+        card.write(config, out, scores, device_label(where.name))
+        say("\n".join(line_of(s) for s in (*score.by_task(scores), *scores)))
+        if args.pack:
+            pack(out, args.pack)
+
+
+def adjusted(config: configs.TrainConfig, args: argparse.Namespace) -> configs.TrainConfig:
+    """The configuration with what the command line changes."""
+    if args.max_minutes is not None:
+        config = replace(config, max_minutes=args.max_minutes, max_steps=0)
+    if args.max_steps is not None:
+        config = replace(config, max_steps=args.max_steps, max_minutes=0.0)
+    if args.workers is not None:
+        config = replace(config, workers=args.workers)
+    return replace(config, compile=config.compile and not args.no_compile)
+
+
+def device_label(name: str) -> str:
+    """The device as the card names it."""
+    import torch
+
+    return f"one {torch.cuda.get_device_name()}" if name == "cuda" else "a CPU"
+
+
+def pack(folder: Path, target: Path) -> None:
+    """The folder's files, without the checkpoint, as one compressed archive."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target, "w:gz") as archive:
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and not path.name.startswith("checkpoint"):
+                archive.add(path, arcname=path.name)
+
+
+def line_of(score: object) -> str:
+    """A score in one line."""
+    from workbench.models.zoo.score import Score
+
+    assert isinstance(score, Score)
+    name = f"{score.task:12} {score.kind:14} n={score.n:<6}"
+    if score.perplexity:
+        return f"{name} perplexity {score.perplexity:.3f}"
+    low, high = score.interval
+    return f"{name} {score.accuracy:6.1%}  [{low:.1%}, {high:.1%}]"
+
+
+def run_score(args: argparse.Namespace) -> None:
+    """Scores a folder."""
+    for name in args.tasks:
+        tasks.check_task(name)
+    from workbench.models.zoo import score
+
+    folder = Path(args.model) if Path(args.model).is_dir() else registry.path(args.model)
+    scores = score.folder(folder, args.items, device=args.device, names=args.tasks)
+    say("\n".join(line_of(s) for s in (*score.by_task(scores), *scores)))
+
+
+def run_corpus(args: argparse.Namespace) -> None:
+    """Writes a file of items for each task."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.tasks:
+        with (args.out / f"{name}.{args.split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+            for index in range(args.items):
+                item = tasks.make(name, args.split, args.seed, index)
+                row = {"task": item.task, "kind": item.kind, "prompt": item.prompt, "completion": item.completion}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    say(f"{args.out}: {', '.join(args.tasks)}")
+
+
+def run_tokenizer(args: argparse.Namespace) -> None:
+    """Learns the tokenizer."""
+    from workbench.models.zoo import tokens
+
+    tokens.build(args.out)
+    say(f"wrote {args.out}")
+
+
+def run_list(args: argparse.Namespace) -> None:
+    """Says what there is."""
+    say(f"models: {', '.join(registry.names()) or '(none)'}")
+    say(f"configurations: {', '.join(configs.known())}")
+    for name in tasks.NAMES:
+        say(f"task {name}: {', '.join(tasks.kinds_of(name))}")
+
+
+def say(text: str) -> None:
+    """The one place that writes to the terminal."""
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

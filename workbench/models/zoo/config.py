@@ -1,0 +1,109 @@
+"""Training configurations: a TOML file becomes one frozen value. Knows nothing of torch."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from hashlib import blake2b
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from workbench.models.zoo.corpus import tasks
+
+# What may differ between a run and the run that resumes it.
+NOT_IN_FINGERPRINT: Final = ("max_minutes", "workers", "compile", "eval_minutes", "eval_items", "log_every", "final_items")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Llama model."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int = 4096
+    max_positions: int = 2048
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All that decides a training run. Sizes are in tokens and rows, times in minutes."""
+
+    name: str
+    model: ModelConfig
+    mixture: Mapping[str, float]  # task -> share of the tokens
+    rows: int  # sequences a step
+    row_tokens: int  # tokens a sequence
+    max_minutes: float = 0.0  # the run ends after this long (0: after max_steps)
+    max_steps: int = 0  # the run ends after this many steps (0: after max_minutes)
+    seed: int = 0
+    prompt_weight: float = 0.1  # loss weight of what the model only reads
+    matrix_lr: float = 5e-3  # Muon
+    other_lr: float = 3e-3  # AdamW: embeddings and norms
+    weight_decay: float = 0.1
+    warmup: float = 0.02  # share of the run
+    decay: float = 0.45  # share of the run, at the end, over which the rate falls to zero
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    workers: int = 0  # processes that make data (0: the training process itself)
+    compile: bool = False
+    log_every: int = 10  # steps
+    eval_minutes: float = 0.0  # between held-out evaluations while training (0: none)
+    eval_items: int = 100  # a kind
+    final_items: int = 500  # a kind, for the card
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the run: two configurations with the same one lead to the same training."""
+        values = {key: value for key, value in asdict(self).items() if key not in NOT_IN_FINGERPRINT}
+        return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def known() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(entry.name[:-5] for entry in (files(__package__) / "configs").iterdir() if entry.name.endswith(".toml"))
+
+
+def load(name_or_path: str) -> TrainConfig:
+    """The configuration of that name, or in that TOML file.
+
+    Raises OSError when there is neither, ValueError for unknown or missing keys and for unknown tasks.
+    """
+    if name_or_path in known():
+        text = (files(__package__) / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        raise FileNotFoundError(
+            f"no training configuration {name_or_path!r}: give a TOML file or one of {', '.join(known())}"
+        )
+    return parse(tomllib.loads(text), name_or_path)
+
+
+def parse(values: dict[str, Any], source: str) -> TrainConfig:
+    """A configuration from the tables of a TOML file; `source` is for the error messages."""
+    model = values.pop("model", {})
+    check_keys(model, ModelConfig, f"[model] of {source}")
+    check_keys({**values, "model": model}, TrainConfig, source)
+    for task in values["mixture"]:
+        tasks.check_task(task)
+    config = TrainConfig(model=ModelConfig(**model), **values)
+    if (config.max_minutes > 0) == (config.max_steps > 0):
+        raise ValueError(f"{source}: set exactly one of max_minutes and max_steps above 0")
+    return config
+
+
+def check_keys(values: Mapping[str, Any], kind: type, source: str) -> None:
+    """Raises ValueError unless the keys are fields of the dataclass and no required one is missing."""
+    allowed = {field.name: field for field in fields(kind)}
+    for key in values:
+        if key not in allowed:
+            raise ValueError(f"unknown key {key!r} in {source}: choose from {', '.join(allowed)}")
+    for name, field in allowed.items():
+        if name not in values and field.default is MISSING:
+            raise ValueError(f"{source} lacks {name!r}: add it")

@@ -1,0 +1,1 @@
+"""The corpus of the embedded models: seeded generators, one file a task, and their registry in `tasks`."""

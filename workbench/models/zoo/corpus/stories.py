@@ -1,0 +1,94 @@
+"""Short English stories, from a plot, a hero, a second character, a thing and a place.
+
+Plain format: the story by itself, or `Write a story about a fox and a lantern.`, an empty line, the story.
+"""
+
+from typing import NamedTuple
+
+from workbench.models.zoo.corpus import grammar
+from workbench.models.zoo.corpus.dice import Dice
+from workbench.models.zoo.corpus.item import Rendered, Task
+from workbench.models.zoo.corpus.lexicon import lexicon
+
+KINDS = (("free", 1.0), ("asked", 1.0))
+FILES = ("stories_plots", "stories_parts")
+PRONOUNS = {
+    "he": {"he": "he", "him": "him", "his": "his", "himself": "himself"},
+    "she": {"he": "she", "him": "her", "his": "her", "himself": "herself"},
+}
+ANIMALS = (
+    "fox rabbit bear mouse cat dog horse goat sheep pig duck goose hen owl crow robin sparrow swan eagle parrot penguin otter"
+    " beaver badger hedgehog squirrel mole deer moose wolf tiger lion elephant giraffe zebra monkey camel donkey koala panda"
+    " turtle tortoise lizard frog toad hamster raccoon skunk ferret weasel lamb kitten puppy pony heron pigeon"
+).split()
+PLACES = (
+    "forest|in", "market|at", "beach|on", "hill|on", "river|by", "lake|by", "castle|in", "village|in", "garden|in", "meadow|in",
+    "barn|in", "harbor|at", "mountain|on", "library|in", "school|at", "park|in", "island|on", "cave|in", "mill|at", "orchard|in",
+    "lighthouse|in", "valley|in", "bridge|on", "square|in", "bakery|in", "station|at", "windmill|in", "pond|by", "field|in",
+    "tower|in", "museum|in", "farm|on", "fair|at", "workshop|in", "swamp|in", "desert|in", "town|in", "old well|by",
+)  # fmt: skip
+
+
+class Facts(NamedTuple):
+    """What a story is about: its content, drawn before a word of it is written."""
+
+    plot: str
+    hero: str  # name
+    hero_kind: str  # "girl", "fox", "baker", ...
+    other: str
+    other_kind: str
+    thing: str
+    place: str  # "forest|in"
+    pronouns: tuple[str, str]  # keys of PRONOUNS, hero then other
+    asked: bool
+
+
+def draw(dice: Dice, kind: str) -> Facts:
+    """A plot and who and what is in it."""
+    girl, other_girl = dice.chance(0.5), dice.chance(0.5)
+    hero = dice.pick(lexicon()["girl" if girl else "boy"])
+    other = dice.pick(lexicon()["girl" if other_girl else "boy"])
+    while other == hero:
+        other = dice.pick(lexicon()["girl" if other_girl else "boy"])
+    plots = [name for name in grammar.load(*FILES).rules if name.startswith("plot_")]
+    return Facts(
+        dice.pick(plots), hero, draw_kind(dice, girl), other, draw_kind(dice, other_girl), dice.pick(lexicon()["keepsake"]),
+        dice.pick(PLACES), ("she" if girl else "he", "she" if other_girl else "he"), kind == "asked",
+    )  # fmt: skip
+
+
+def draw_kind(dice: Dice, girl: bool) -> str:
+    """A child, an animal or somebody with a job."""
+    child = dice.pick(("girl", "girl", "young woman", "princess", "old woman") if girl else
+                      ("boy", "boy", "young man", "prince", "old man"))  # fmt: skip
+    sort = dice.weighted((("child", 0.4), ("animal", 0.35), ("job", 0.25)))
+    return {"child": child, "animal": dice.pick(ANIMALS), "job": dice.pick(lexicon()["job"])}[sort]
+
+
+def content(facts: Facts) -> str:
+    """Plot, characters, thing and place: no two splits share such a combination."""
+    return "|".join(map(str, facts[:7]))
+
+
+def slots(facts: Facts) -> dict[str, str]:
+    """The facts as the grammar names them."""
+    place, preposition = facts.place.split("|")
+    words = {
+        "N": facts.hero, "kind": facts.hero_kind, "M": facts.other, "m_kind": facts.other_kind, "thing": facts.thing,
+        "place": place, "to_place": f"to the {place}", "in_place": f"{preposition} the {place}",
+    }  # fmt: skip
+    words.update(PRONOUNS[facts.pronouns[0]])
+    words.update({f"m_{name}": word for name, word in PRONOUNS[facts.pronouns[1]].items()})
+    return words
+
+
+def render(facts: Facts, dice: Dice) -> Rendered:
+    """The story, with or without a line that asks for it."""
+    story = grammar.load(*FILES).expand(facts.plot, slots(facts), dice)
+    about = f"{grammar.with_article(facts.hero_kind)} and {grammar.with_article(facts.thing)}"
+    ask = dice.pick(("Tell me a story about {}.", "Write a story about {}.", "Can you tell a story with {}?"))
+    prompt = f"Write a story about {about}.\n\n" if facts.asked else ""
+    return Rendered(prompt, ask.format(about), story, glue="")
+
+
+TASK = Task("stories", KINDS, draw, content, render)
