@@ -261,6 +261,7 @@ def test_the_page_draws_every_chunk_and_every_preemption(busy: House, tmp_path: 
     assert bars >= (chunks.prefill > 0).sum() + (chunks.decode > 0).sum()
     assert page.of_class("polygon", "preempted") == (steps.preempted > 0).sum()
     assert page.of_class("rect", "waiting") == len(busy.requests)
+    assert page.of_class("rect", "found") == (busy.trace.requests.cached_tokens > 0).sum()
 
 
 def test_texts_on_the_page_are_escaped(busy: House, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from workbench.trace.schema import Table
 
 WIDTH = 960  # user units; the page scales pictures to its width
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 34  # room for the axes
+ROW = 15  # height of a request's line
 MOST_SEGMENTS = 6000  # a browser draws these at once; beyond, bars show their sums
 MOST_BARS = 480
 MOST_REQUESTS = 120
@@ -128,20 +129,23 @@ def request_chart(requests: Table, steps: Table, chunks: Table) -> str:
     count = min(len(requests["request_id"]), MOST_REQUESTS)
     if not count or not len(steps["step"]):
         return ""
-    row, height = 15, 15 * count + TOP + BOTTOM
+    height = ROW * count + TOP + BOTTOM
     ends = np.nan_to_num(steps["collected_s"], nan=0.0)
     times = np.concatenate([requests["arrived_s"][:count], [steps["planned_s"].min()]])
     x = Scale(float(np.nanmin(times)), float(max(ends.max(), np.nanmax(times))), LEFT + 40, WIDTH - RIGHT)
-    y = Scale(0, count, TOP, TOP + row * count)
-    lines = {str(name): line for line, name in enumerate(requests["request_id"][:count].tolist())}
+    y = Scale(0, count, TOP, TOP + ROW * count)
+    names = [str(name) for name in requests["request_id"][:count]]
     body = [_lane(requests, line, x, y) for line in range(count)]
-    body += _work(lines, steps, chunks, x, y)
-    names = "".join(
+    body += _work({name: line for line, name in enumerate(names)}, steps, chunks, x, y)
+    axis = _value_axis(x, height - BOTTOM, "seconds")
+    return _svg(height, "Requests over time", axis + _row_names(names, y) + "".join(body))
+
+
+def _row_names(names: Iterable[str], y: Scale) -> str:
+    return "".join(
         f'<text class="name" x="{LEFT + 32}" y="{y(line + 0.72):.1f}">{escape(_clip(name))}</text>'
-        for name, line in lines.items()
+        for line, name in enumerate(names)
     )
-    axis = _time_axis(x, height - BOTTOM)
-    return _svg(height, "Requests over time", axis + names + "".join(body))
 
 
 def _lane(requests: Table, line: int, x: Scale, y: Scale) -> str:
@@ -167,7 +171,7 @@ class _Stretch(NamedTuple):
 def _work(lines: dict[str, int], steps: Table, chunks: Table, x: Scale, y: Scale) -> Iterator[str]:
     places = np.searchsorted(steps["step"], chunks["step"]).tolist()
     kinds = np.where(
-        chunks["dropped"], "dropped", np.where(chunks["decode"] > 0, "decode", "prefill")
+        chunks["dropped"], "dropped", np.where(chunks["prefill"] > 0, "prefill", "decode")
     ).tolist()
     open_stretches: dict[str, _Stretch] = {}
     columns = (chunks["request_id"].tolist(), places, kinds, chunks["scheduled"].tolist())
@@ -195,17 +199,42 @@ def _drawn(name: str, stretch: _Stretch, line: int, steps: Table, x: Scale, y: S
     )
 
 
-def _time_axis(x: Scale, bottom: float) -> str:
+def _value_axis(x: Scale, bottom: float, unit: str) -> str:
     ticks = list(_ticks(x.low, x.high, 10))
     lines = "".join(
         f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="{TOP}" y2="{bottom}"/>' for t in ticks
     )
     labels = "".join(f'<text class="tick" x="{x(t):.1f}" y="{bottom + 14}">{t:g}</text>' for t in ticks)
     return (
-        lines
-        + labels
-        + f'<text class="axis" x="{(x.start + x.end) / 2:.0f}" y="{bottom + 29}">seconds</text>'
+        lines + labels + f'<text class="axis" x="{(x.start + x.end) / 2:.0f}" y="{bottom + 29}">{unit}</text>'
     )
+
+
+# --- prompts and the prefix cache -----------------------------------------------------------------------
+
+
+def cache_chart(requests: Table) -> str:
+    """A bar a request: how much of its prompt was found in the prefix cache, and how much was computed."""
+    count = min(len(requests["request_id"]), MOST_REQUESTS)
+    if not count:
+        return ""
+    height = ROW * count + TOP + BOTTOM
+    x = Scale(0, float(requests["prompt_tokens"][:count].max()), LEFT + 40, WIDTH - RIGHT)
+    y = Scale(0, count, TOP, TOP + ROW * count)
+    names = [str(name) for name in requests["request_id"][:count]]
+    bars = [_prompt_bar(requests, line, x, y) for line in range(count)]
+    axis = _value_axis(x, height - BOTTOM, "prompt tokens")
+    return _svg(
+        height, "Prompt tokens found in the prefix cache", axis + _row_names(names, y) + "".join(bars)
+    )
+
+
+def _prompt_bar(requests: Table, line: int, x: Scale, y: Scale) -> str:
+    cached, prompt = int(requests["cached_tokens"][line]), int(requests["prompt_tokens"][line])
+    title = f"request {requests['request_id'][line]}: {cached} of {prompt} prompt tokens were in the cache"
+    top, height = y(line + 0.15), y(0.7) - y(0)
+    found = _rectangle(x(0), top, x(cached) - x(0), height, "found", title) if cached else ""
+    return found + _rectangle(x(cached), top, x(prompt) - x(cached), height, "prefill", title)
 
 
 # --- KV blocks ------------------------------------------------------------------------------------------

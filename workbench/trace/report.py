@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence, Sized
 from html import escape
 from pathlib import Path
 
-from workbench.trace.charts import block_chart, budget_chart, request_chart
+from workbench.trace.charts import block_chart, budget_chart, cache_chart, request_chart
 from workbench.trace.schema import Table, Tables
 
 MOST_STEPS = 200  # lines of the steps table on the page; the CSV has them all
@@ -40,10 +40,15 @@ def page(tables: Tables) -> str:
             "Tokens per step", _LEGEND[:2] + _LEGEND[4:], budget_chart(tables.steps, tables.step_requests)
         ),
         _section("Requests", _LEGEND[:4], request_chart(tables.requests, tables.steps, tables.step_requests)),
+        _section("Prefix cache", (("found", "found"), ("prefill", "computed")), cache_chart(tables.requests)),
         _section(
             "KV blocks", (("held", "held"), ("cached", "findable by prefix")), block_chart(tables.steps)
         ),
-        _section("Prefix cache and latency of each request", (), _request_table(tables.requests)),
+        _section(
+            f"Each request{_cut(tables.requests['request_id'], MOST_REQUESTS)}",
+            (),
+            _request_table(tables.requests),
+        ),
         _section(f"Steps{_cut(tables.steps['step'], MOST_STEPS)}", (), _step_table(tables.steps)),
         _section(f"Texts{_cut(tables.requests['request_id'], MOST_REQUESTS)}", (), _texts(tables.requests)),
         _section("Settings", (), _settings(str(run["config"]))),
