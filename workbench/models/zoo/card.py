@@ -67,7 +67,9 @@ def table(scores: Sequence[Score]) -> str:
         name = f"| **{score.task}** | all |" if score.kind == "all" else f"| {score.task} | {score.kind} |"
         low, high = score.interval
         value = f"{score.accuracy:.1%} | {low:.1%} to {high:.1%}"
-        lines.append(f"{name} {score.n:,} | {f'perplexity {score.perplexity:.3f} |' if score.perplexity else value} |")
+        lines.append(
+            f"{name} {score.n:,} | {f'perplexity {score.perplexity:.3f} |' if score.perplexity else value} |"
+        )
     return "\n".join(lines)
 
 
@@ -80,7 +82,13 @@ def formats() -> str:
             if kind in ("copy_long", "pairs100", "pairs30") or (name == "stories" and kind == "free"):
                 continue
             item = tasks.make(name, "heldout", SAMPLE_SEED, 0, kind)
-            lines += ["", f"{name}, {kind}:", "```", f"{shorten(item.prompt)}→{shorten(item.completion)}", "```"]
+            lines += [
+                "",
+                f"{name}, {kind}:",
+                "```",
+                f"{shorten(item.prompt)}→{shorten(item.completion)}",
+                "```",
+            ]
     return "\n".join(lines)
 
 
@@ -96,9 +104,13 @@ def samples(out: Path) -> str:
     prompts = [[tokens.BOS_ID, *encoder.encode(item.prompt)] for item in items]
     limit = min(300, model.config.max_positions - max(map(len, prompts)))
     answers = greedy(model, prompts, limit)
-    lines = [f"## Samples\n\nGreedy, for the first four held-out story requests of seed {SAMPLE_SEED}, as they come."]
+    lines = [
+        f"## Samples\n\nGreedy, for the first four held-out story requests of seed {SAMPLE_SEED}, as they come."
+    ]
     for item, answer in zip(items, answers, strict=True):
-        lines.append(f"> **{item.prompt.strip()}**\n>\n> " + encoder.core.decode(answer).replace("\n", "\n>\n> "))
+        lines.append(
+            f"> **{item.prompt.strip()}**\n>\n> " + encoder.core.decode(answer).replace("\n", "\n>\n> ")
+        )
     return "\n\n".join(lines)
 
 

@@ -19,7 +19,11 @@ class Progress:
 
 
 def save(
-    out: Path, config: TrainConfig, model: nn.Module, optimizers: list[torch.optim.Optimizer], progress: Progress
+    out: Path,
+    config: TrainConfig,
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    progress: Progress,
 ) -> None:
     """Writes the checkpoint; an older one stays whole until the new one is."""
     state = {

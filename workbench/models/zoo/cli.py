@@ -24,11 +24,14 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--max-minutes", type=float, help="train for this long instead")
     train.add_argument("--max-steps", type=int, help="train for this many steps instead")
     train.add_argument("--workers", type=int, help="processes that make data")
+    train.add_argument("--eval-minutes", type=float, help="minutes between held-out evaluations (0: none)")
     train.add_argument("--items", type=int, help="held-out items a kind for the card (0: no card)")
     train.add_argument("--device", choices=("cpu", "cuda"))
     train.add_argument("--no-compile", action="store_true", help="run the model as it is")
     train.add_argument("--fresh", action="store_true", help="do not resume from a checkpoint in the folder")
-    train.add_argument("--pack", type=Path, help="also write the folder, without its checkpoint, as this .tar.gz")
+    train.add_argument(
+        "--pack", type=Path, help="also write the folder, without its checkpoint, as this .tar.gz"
+    )
     score = commands.add_parser("score", help="held-out scores of a model's folder")
     score.add_argument("model", help="a folder, or one of the embedded models")
     score.add_argument("--items", type=int, default=500, help="items a kind")
@@ -65,7 +68,9 @@ def run_train(args: argparse.Namespace) -> None:
     config = adjusted(configs.load(args.config), args)
     from workbench.models.zoo import card, score, train
 
-    out = train.train(config, args.out or Path(f"zoo-{config.name}"), resume=not args.fresh, device=args.device)
+    out = train.train(
+        config, args.out or Path(f"zoo-{config.name}"), resume=not args.fresh, device=args.device
+    )
     if args.pack:
         pack(out, args.pack)  # once before the scores, so that nothing is lost if they are cut short
     items = config.final_items if args.items is None else args.items
@@ -86,6 +91,8 @@ def adjusted(config: configs.TrainConfig, args: argparse.Namespace) -> configs.T
         config = replace(config, max_steps=args.max_steps, max_minutes=0.0)
     if args.workers is not None:
         config = replace(config, workers=args.workers)
+    if args.eval_minutes is not None:
+        config = replace(config, eval_minutes=args.eval_minutes)
     return replace(config, compile=config.compile and not args.no_compile)
 
 
@@ -135,7 +142,12 @@ def run_corpus(args: argparse.Namespace) -> None:
         with (args.out / f"{name}.{args.split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
             for index in range(args.items):
                 item = tasks.make(name, args.split, args.seed, index)
-                row = {"task": item.task, "kind": item.kind, "prompt": item.prompt, "completion": item.completion}
+                row = {
+                    "task": item.task,
+                    "kind": item.kind,
+                    "prompt": item.prompt,
+                    "completion": item.completion,
+                }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     say(f"{args.out}: {', '.join(args.tasks)}")
 

@@ -12,7 +12,15 @@ from typing import Any, Final, Literal
 from workbench.models.zoo.corpus import tasks
 
 # What may differ between a run and the run that resumes it.
-NOT_IN_FINGERPRINT: Final = ("max_minutes", "workers", "compile", "eval_minutes", "eval_items", "log_every", "final_items")
+NOT_IN_FINGERPRINT: Final = (
+    "max_minutes",
+    "workers",
+    "compile",
+    "eval_minutes",
+    "eval_items",
+    "log_every",
+    "final_items",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,11 @@ class TrainConfig:
 
 def known() -> list[str]:
     """Names of the configurations that come with the package."""
-    return sorted(entry.name[:-5] for entry in (files(__package__) / "configs").iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name[:-5]
+        for entry in (files(__package__) / "configs").iterdir()
+        if entry.name.endswith(".toml")
+    )
 
 
 def load(name_or_path: str) -> TrainConfig:

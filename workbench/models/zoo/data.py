@@ -116,7 +116,9 @@ class Feed:
         while self.queues[which].empty() and self.workers[which].is_alive():
             self.workers[which].join(0.005)
         if not self.workers[which].is_alive():
-            raise RuntimeError(f"data worker {which} ended with exit code {self.workers[which].exitcode}: see its error above")
+            raise RuntimeError(
+                f"data worker {which} ended with exit code {self.workers[which].exitcode}: see its error above"
+            )
         return self.queues[which].get()
 
     def close(self) -> None:

@@ -18,7 +18,10 @@ TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "chat_templ
 def write(model: Llama, tokenizer: Path, out: Path) -> None:
     """Writes config, weights in bfloat16 and the tokenizer's files to the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    state = {f"model.{name}": weight.detach().bfloat16().cpu().contiguous() for name, weight in model.named_parameters()}
+    state = {
+        f"model.{name}": weight.detach().bfloat16().cpu().contiguous()
+        for name, weight in model.named_parameters()
+    }
     save_file(state, out / "model.safetensors", metadata={"format": "pt"})
     write_json(out / "config.json", config_json(model.config))
     generation = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID, "do_sample": False}
@@ -60,5 +63,7 @@ def load(folder: Path) -> Llama:
     )  # fmt: skip
     model = Llama(config)
     state = load_file(folder / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model."): weight.to(torch.float32) for name, weight in state.items()})
+    model.load_state_dict(
+        {name.removeprefix("model."): weight.to(torch.float32) for name, weight in state.items()}
+    )
     return model.eval()

@@ -76,7 +76,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, layer: int, cache: Cache | None) -> Tensor:
         batch, tokens, _ = x.shape
-        qkv = linear(x, self.q_proj, self.k_proj, self.v_proj).view(batch, tokens, -1, self.dim).transpose(1, 2)
+        qkv = (
+            linear(x, self.q_proj, self.k_proj, self.v_proj).view(batch, tokens, -1, self.dim).transpose(1, 2)
+        )
         q, k, v = qkv.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(q, rope), rotate(k, rope)
         mask = None
@@ -87,7 +89,9 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return linear(out.transpose(1, 2).reshape(batch, tokens, -1), self.o_proj)
 
-    def remember(self, k: Tensor, v: Tensor, layer: int, cache: Cache) -> tuple[Tensor, Tensor, Tensor | None]:
+    def remember(
+        self, k: Tensor, v: Tensor, layer: int, cache: Cache
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Stores this call's keys and values; with a mask, attention is over all that is stored."""
         index = cache.at[:, None, :, None].expand_as(k)
         cache.keys[layer].scatter_(2, index, k)
@@ -143,12 +147,16 @@ class Llama(nn.Module):
         nn.init.normal_(self.embed_tokens.weight, std=0.02)
         for name, weight in self.named_parameters():
             if weight.ndim == 2 and "proj" in name:
-                depth = (2 * self.config.num_layers) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
+                depth = (
+                    (2 * self.config.num_layers) ** -0.5 if "o_proj" in name or "down_proj" in name else 1.0
+                )
                 nn.init.normal_(weight, std=0.5 * depth * weight.shape[1] ** -0.5)
 
     def hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """The stream behind the last norm, [batch, tokens, hidden], for token ids [batch, tokens] int64."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device) if cache is None else cache.at[:, None]
+        positions = (
+            torch.arange(tokens.shape[1], device=tokens.device) if cache is None else cache.at[:, None]
+        )
         rope = rope_of(self.config, positions)
         x = F.embedding(tokens, self.embed_tokens.weight.to(self.dtype))
         for index, layer in enumerate(self.layers):

@@ -16,5 +16,7 @@ def path(name: str) -> Path:
     """The folder of an embedded model, by its name or as `zoo/<name>`. Raises ValueError for an unknown name."""
     short = name.removeprefix("zoo/")
     if short not in names():
-        raise ValueError(f"no embedded model {name!r}: choose one of {', '.join(names()) or '(none is installed)'}")
+        raise ValueError(
+            f"no embedded model {name!r}: choose one of {', '.join(names()) or '(none is installed)'}"
+        )
     return WEIGHTS / short

@@ -48,7 +48,9 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def folder(path: Path, n: int, *, device: str = "cpu", names: Sequence[str] = tasks.NAMES, seed: int = SEED) -> list[Score]:
+def folder(
+    path: Path, n: int, *, device: str = "cpu", names: Sequence[str] = tasks.NAMES, seed: int = SEED
+) -> list[Score]:
     """Scores of the model in a Hugging Face folder: `n` held-out items of each kind of the named tasks."""
     model = export.load(path).to(device)
     model.dtype = torch.bfloat16 if device == "cuda" else torch.float32
@@ -56,7 +58,13 @@ def folder(path: Path, n: int, *, device: str = "cpu", names: Sequence[str] = ta
 
 
 def all_kinds(
-    model: Llama, encoder: Encoder, n: int, *, names: Sequence[str] = tasks.NAMES, seed: int = SEED, longest: int = 2048
+    model: Llama,
+    encoder: Encoder,
+    n: int,
+    *,
+    names: Sequence[str] = tasks.NAMES,
+    seed: int = SEED,
+    longest: int = 2048,
 ) -> list[Score]:
     """Scores of every kind of the named tasks; items of more than `longest` tokens are passed over."""
     found: list[Score] = []
@@ -81,7 +89,9 @@ def encode(item: Item, encoder: Encoder) -> Encoded:
     return Encoded([BOS_ID, *encoder.encode(item.prompt)], encoder.encode(item.completion))
 
 
-def one_kind(model: Llama, encoder: Encoder, name: str, kind: str, pairs: list[tuple[Item, Encoded]]) -> Score:
+def one_kind(
+    model: Llama, encoder: Encoder, name: str, kind: str, pairs: list[tuple[Item, Encoded]]
+) -> Score:
     """The score of items of one kind: perplexity for stories, exact match for everything else."""
     if "stories" in (name, kind):
         return Score(name, kind, len(pairs), 0, perplexity(model, [ids for _, ids in pairs]))
@@ -90,7 +100,8 @@ def one_kind(model: Llama, encoder: Encoder, name: str, kind: str, pairs: list[t
         longest = max(len(ids.answer) for _, ids in batch)
         answers = greedy(model, [ids.prompt for _, ids in batch], longest + 1)
         right += sum(
-            encoder.core.decode(answer) == item.completion for answer, (item, _) in zip(answers, batch, strict=True)
+            encoder.core.decode(answer) == item.completion
+            for answer, (item, _) in zip(answers, batch, strict=True)
         )
     return Score(name, kind, len(pairs), right)
 

@@ -76,7 +76,9 @@ def stop_on_signal() -> Iterator[Event]:
     stop = Event()
     old = {}
     if threading.current_thread() is threading.main_thread():
-        old = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {
+            number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+        }
     try:
         yield stop
     finally:
@@ -138,9 +140,11 @@ class Run:
     def loop(self, feed: Feed, stop: Event) -> None:
         """Steps until the run is over or stopped. The clock starts behind the first step, which may compile."""
         window: list[Tensor] = []
+        start = time.perf_counter()
         if self.done() < 1:
             window.append(self.step(feed))
         self.where.wait()
+        log.info("first step after %.0f s, %d workers", time.perf_counter() - start, self.config.workers)
         base = time.perf_counter() - self.progress.seconds
         since = self.progress.seconds
         while self.done() < 1 and not stop.is_set():
@@ -179,11 +183,16 @@ class Run:
         step, elapsed = self.progress.step, self.progress.seconds
         append(self.out / "train.csv", LOG_FIELDS, [(step, f"{elapsed:.2f}", step * tokens_a_step, f"{loss:.4f}",
                                                      f"{scale:.4f}", f"{rate:.0f}")])  # fmt: skip
-        log.info("step %d  %.0f s  loss %.4f  lr %.3f  %.2f M tokens/s", step, elapsed, loss, scale, rate / 1e6)
+        log.info(
+            "step %d  %.0f s  loss %.4f  lr %.3f  %.2f M tokens/s", step, elapsed, loss, scale, rate / 1e6
+        )
 
     def maybe_evaluate(self) -> float:
         """Evaluates on held-out items when it is time, and returns the seconds that took, which are not training."""
-        due = self.config.eval_minutes and self.progress.seconds - self.evaluated >= 60 * self.config.eval_minutes
+        due = (
+            self.config.eval_minutes
+            and self.progress.seconds - self.evaluated >= 60 * self.config.eval_minutes
+        )
         if not due or self.done() >= 1:
             return 0.0
         start = time.perf_counter()
@@ -196,7 +205,10 @@ class Run:
 def evaluate(model: Llama, out: Path, items: int, progress: Progress) -> list[score.Score]:
     """Held-out scores of the model as it is, appended to heldout.csv and logged."""
     scores = score.all_kinds(model, tokens.Encoder(tokens.FOLDER), items, longest=1024)
-    rows = [(progress.step, f"{progress.seconds:.1f}", s.task, s.kind, s.n, s.right, f"{s.perplexity:.4f}") for s in scores]
+    rows = [
+        (progress.step, f"{progress.seconds:.1f}", s.task, s.kind, s.n, s.right, f"{s.perplexity:.4f}")
+        for s in scores
+    ]
     append(out / "heldout.csv", HELDOUT_FIELDS, rows)
     log.info("held out: %s", "  ".join(f"{s.task} {s.accuracy:.0%}" for s in score.by_task(scores)))
     return scores

@@ -29,7 +29,9 @@ def draw(dice: Dice, kind: str) -> Problem:
     """Operands of at most three digits (add3, sub3: at least one has three), else at most two."""
     sign = SIGN[kind[:3]]
     if kind.endswith("3"):
-        a, b = dice.shuffled((dice.between(100, 999), dice.between(100, 999) if dice.chance(0.7) else dice.below(100)))
+        a, b = dice.shuffled(
+            (dice.between(100, 999), dice.between(100, 999) if dice.chance(0.7) else dice.below(100))
+        )
         return Problem(a, sign, b, False)
     if kind == "steps":
         return Problem(dice.between(2, 99), sign, dice.between(11, 99), True)
@@ -59,10 +61,14 @@ def render(problem: Problem, dice: Dice) -> Rendered:
     """The problem in the plain format and as a question."""
     a, sign, b = problem.a, problem.sign, problem.b
     if problem.steps:
-        ask = dice.pick(("What is {} * {}? Show the steps.", "Compute {} times {} in steps.", "{} * {}, step by step"))
+        ask = dice.pick(
+            ("What is {} * {}? Show the steps.", "Compute {} times {} in steps.", "{} * {}, step by step")
+        )
         return Rendered(f"Compute in steps: {a} {sign} {b}\nAnswer:", ask.format(a, b), worked(problem))
     short = f"{a} {sign} {b}"
-    ask = dice.pick(("What is {}?", "Compute {}.", "{} = ?", "How much is {}?", "Please work out {}.", "Calculate {}"))
+    ask = dice.pick(
+        ("What is {}?", "Compute {}.", "{} = ?", "How much is {}?", "Please work out {}.", "Calculate {}")
+    )
     asked = f"{a} {WORDS[sign]} {b}" if dice.chance(0.3) else short
     return Rendered(f"Compute: {short}\nAnswer:", ask.format(asked), str(problem.value))
 

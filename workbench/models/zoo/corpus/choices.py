@@ -11,7 +11,14 @@ from workbench.models.zoo.corpus.dice import Dice
 from workbench.models.zoo.corpus.item import Rendered, Task
 from workbench.models.zoo.corpus.lexicon import lexicon
 
-KINDS = (("category", 1.5), ("odd_one", 1.2), ("opposite", 1.0), ("largest", 0.8), ("letter", 0.8), ("sum", 0.7))
+KINDS = (
+    ("category", 1.5),
+    ("odd_one", 1.2),
+    ("opposite", 1.0),
+    ("largest", 0.8),
+    ("letter", 0.8),
+    ("sum", 0.7),
+)
 CATEGORIES = (
     ("animal", "an animal"), ("fruit", "a fruit"), ("vegetable", "a vegetable"), ("flower", "a flower"),
     ("tree", "a tree"), ("color", "a color"), ("clothing", "something to wear"), ("tool", "a tool"),
@@ -86,7 +93,9 @@ def draw_category(dice: Dice) -> Drawn:
 def draw_odd_one(dice: Dice) -> Drawn:
     """One stranger among three members."""
     name, phrase = dice.pick(CATEGORIES)
-    return Drawn(f"Which of these is not {phrase}?", outsiders(dice, name, 1)[0], dice.sample(lexicon()[name], 3))
+    return Drawn(
+        f"Which of these is not {phrase}?", outsiders(dice, name, 1)[0], dice.sample(lexicon()[name], 3)
+    )
 
 
 def draw_opposite(dice: Dice) -> Drawn:

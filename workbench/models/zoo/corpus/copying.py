@@ -12,17 +12,36 @@ from workbench.models.zoo.corpus.item import Rendered, Task
 from workbench.models.zoo.corpus.lexicon import lexicon
 from workbench.models.zoo.corpus.retrieval import draw_value
 
-KINDS = (("copy", 1.0), ("copy_long", 0.5), ("rename", 1.0), ("replace", 1.0), ("uppercase", 1.0), ("reverse", 1.2))
+KINDS = (
+    ("copy", 1.0),
+    ("copy_long", 0.5),
+    ("rename", 1.0),
+    ("replace", 1.0),
+    ("uppercase", 1.0),
+    ("reverse", 1.2),
+)
 # Characters of the text: with about four to a token, prompt and result stay within 2,048 tokens.
 LENGTHS = {"copy": (10, 900), "copy_long": (900, 3600), "uppercase": (10, 160), "reverse": (40, 700)}
 EDIT_LENGTHS = (40, 600)
 DENSITY = {"sentence": 1.0, "words": 0.85, "mixed": 0.6, "code": 0.4}  # characters a token, sentences being 1
 INSTRUCTIONS = {
-    "copy": ("copy the text.", ("Copy this text:", "Repeat this text exactly:", "Say this again, word for word:")),
+    "copy": (
+        "copy the text.",
+        ("Copy this text:", "Repeat this text exactly:", "Say this again, word for word:"),
+    ),
     "rename": ("change the name {} to {}.", ("Change the name {} to {} in this text:", "Rename {} to {}:")),
-    "replace": ("replace the word {} with {}.", ("Replace the word {} with {} in this text:", "Change {} to {}:")),
-    "uppercase": ("write the text in uppercase.", ("Write this in uppercase:", "Put this in capital letters:")),
-    "reverse": ("reverse the order of the lines.", ("Reverse the order of these lines:", "Put the last line first:")),
+    "replace": (
+        "replace the word {} with {}.",
+        ("Replace the word {} with {} in this text:", "Change {} to {}:"),
+    ),
+    "uppercase": (
+        "write the text in uppercase.",
+        ("Write this in uppercase:", "Put this in capital letters:"),
+    ),
+    "reverse": (
+        "reverse the order of the lines.",
+        ("Reverse the order of these lines:", "Put the last line first:"),
+    ),
 }
 
 
@@ -71,7 +90,9 @@ def draw_lines(dice: Dice, kind: str, size: int, old: str) -> tuple[str, ...]:
     size = int(size * DENSITY[style])
     while sum(map(len, lines)) < size:
         one = dice.pick(("sentence", "words", "code")) if style == "mixed" else style
-        lines.append(draw_line(dice, one, old if kind == "rename" or not lines or dice.chance(0.5) else "", kind))
+        lines.append(
+            draw_line(dice, one, old if kind == "rename" or not lines or dice.chance(0.5) else "", kind)
+        )
     if style != "sentence" or kind == "reverse" or dice.chance(0.3):
         return tuple(lines)
     return (" ".join(lines),)
@@ -82,7 +103,9 @@ def draw_line(dice: Dice, style: str, old: str, kind: str = "") -> str:
     if style == "words":
         return " ".join(dice.sample(lexicon()["plainword"], dice.between(1, 9)))
     if style == "code":
-        return " ".join(draw_value(dice, dice.pick(("code", "number", "word"))) for _ in range(dice.between(1, 6)))
+        return " ".join(
+            draw_value(dice, dice.pick(("code", "number", "word"))) for _ in range(dice.between(1, 6))
+        )
     name = old if kind == "rename" and dice.chance(0.8) else dice.pick(lexicon()["name"])
     thing = old if kind == "replace" and old else dice.pick(lexicon()["noun"])
     other = dice.pick(lexicon()["name"])

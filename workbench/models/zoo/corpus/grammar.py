@@ -21,7 +21,9 @@ TOKEN: Final = re.compile(r"[\[\]|]|\{[^}]*\}|<[^>]*>|[^\[\]|{<]+")
 BLANKS: Final = re.compile(r" {2,}")
 STRAY_BLANK: Final = re.compile(r" (?=[.,;:!?\n])|(?<=\n) ")
 SENTENCE_START: Final = re.compile(r"(?:^|[.!?] |\.\" |\n)[a-z]")
-VOWEL_SOUND: Final = re.compile(r"(?!one\b|us[eu]|uni[cqf]|uku|eu|once\b)[aeiou]|hour|honest|honor|heir", re.I)
+VOWEL_SOUND: Final = re.compile(
+    r"(?!one\b|us[eu]|uni[cqf]|uku|eu|once\b)[aeiou]|hour|honest|honor|heir", re.I
+)
 
 
 class Choice:
@@ -117,7 +119,9 @@ def parse_choice(tokens: list[str], at: int) -> tuple[Choice, int]:
 class Grammar:
     """Rules by name, expanded under given facts and dice."""
 
-    def __init__(self, rules: Mapping[str, tuple[Sequence_, ...]], words: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, rules: Mapping[str, tuple[Sequence_, ...]], words: Mapping[str, tuple[str, ...]]
+    ) -> None:
         self.rules = rules
         self.words = words
 

@@ -57,12 +57,20 @@ FILLERS = (
 )  # fmt: skip
 PLACES = ("kitchen", "garden", "attic", "cellar", "garage", "hall", "library", "bedroom", "bathroom", "study", "park",
           "market", "school", "office", "barn", "stable", "workshop", "pantry")  # fmt: skip
-SPOTS = ("in the {room}", "on the {furniture}", "under the {furniture}", "behind the {furniture}", "near the {place}")
+SPOTS = (
+    "in the {room}",
+    "on the {furniture}",
+    "under the {furniture}",
+    "behind the {furniture}",
+    "near the {place}",
+)
 
 
 class Passage(NamedTuple):
     text: str
-    questions: tuple[tuple[str, str], ...]  # (question, answer): the first is the item, the rest follow in training
+    questions: tuple[
+        tuple[str, str], ...
+    ]  # (question, answer): the first is the item, the rest follow in training
 
 
 def draw(dice: Dice, kind: str) -> Passage:
@@ -89,7 +97,10 @@ def draw_people(dice: Dice, who: bool) -> Passage:
             facts.append((attribute, name, value))
     if dice.chance(0.3):
         sentences = fillers(dice) + sentences
-    asked = [ask(dice, *fact, who if i == 0 else dice.chance(0.5)) for i, fact in enumerate(dice.shuffled(facts)[:3])]
+    asked = [
+        ask(dice, *fact, who if i == 0 else dice.chance(0.5))
+        for i, fact in enumerate(dice.shuffled(facts)[:3])
+    ]
     return Passage(" ".join(sentences), tuple(asked))
 
 
@@ -130,7 +141,9 @@ def ask(dice: Dice, attribute: Attribute, name: str, value: str, who: bool) -> t
 def fillers(dice: Dice) -> list[str]:
     """One or two sentences that answer nothing."""
     found = dice.sample(FILLERS, dice.between(1, 2))
-    words = {key: dice.pick(lexicon()[key]) for key in ("weather", "place", "animal", "season", "food", "month")}
+    words = {
+        key: dice.pick(lexicon()[key]) for key in ("weather", "place", "animal", "season", "food", "month")
+    }
     return [sentence.format(**words) for sentence in found]
 
 
@@ -145,7 +158,10 @@ def draw_moves(dice: Dice) -> Passage:
         verb = dice.pick(("went to", "walked to", "moved to", "ran to", "hurried to"))
         sentences.append(f"{'Then ' if name in where and dice.chance(0.5) else ''}{name} {verb} the {place}.")
         where[name] = place
-    asked = [(f"Where is {name} now?", f"in the {where[name]}") for name in dice.shuffled([n for n in people if n in where])]
+    asked = [
+        (f"Where is {name} now?", f"in the {where[name]}")
+        for name in dice.shuffled([n for n in people if n in where])
+    ]
     return Passage(" ".join(sentences), tuple(asked))
 
 

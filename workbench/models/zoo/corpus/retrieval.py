@@ -30,7 +30,9 @@ def draw(dice: Dice, kind: str) -> Pairs:
 
 def draw_keys(dice: Dice, count: int) -> list[str]:
     """Distinct keys of one sort."""
-    style = dice.weighted((("noun", 0.55), ("plainword", 0.2), ("name", 0.15), ("city", 0.05), ("code", 0.05)))
+    style = dice.weighted(
+        (("noun", 0.55), ("plainword", 0.2), ("name", 0.15), ("city", 0.05), ("code", 0.05))
+    )
     if style == "code":
         return list(dict.fromkeys(draw_value(dice, "code") for _ in range(count * 2)))[:count]
     words = lexicon()[style]
@@ -57,7 +59,9 @@ def render(facts: Pairs, dice: Dice) -> Rendered:
     key, value = facts.pairs[facts.asked[0]]
     ask = dice.pick(("What is the value of {}?", "Which value belongs to {}?", "Look up {}.", "Value of {}?"))
     more = tuple((f"\nValue of {facts.pairs[i][0]}:", f" {facts.pairs[i][1]}") for i in facts.asked[1:])
-    return Rendered(f"Pairs:\n{body}\n\nValue of {key}:", f"Pairs:\n{body}\n\n{ask.format(key)}", value, more=more)
+    return Rendered(
+        f"Pairs:\n{body}\n\nValue of {key}:", f"Pairs:\n{body}\n\n{ask.format(key)}", value, more=more
+    )
 
 
 TASK = Task("retrieval", KINDS, draw, content, render)

@@ -28,7 +28,9 @@ def draw(dice: Dice, kind: str) -> Unsorted:
     """A list of 3 to 10 distinct entries."""
     count = dice.between(3, MOST)
     if kind == "alphabetically":
-        return Unsorted(kind, tuple(dice.sample(lexicon()[dice.pick(("noun", "noun", "plainword", "animal"))], count)))
+        return Unsorted(
+            kind, tuple(dice.sample(lexicon()[dice.pick(("noun", "noun", "plainword", "animal"))], count))
+        )
     digits = dice.weighted(((1, 0.05), (2, 0.4), (3, 0.4), (4, 0.15)))
     numbers: dict[int, None] = {}
     while len(numbers) < min(count, 9):
