@@ -73,9 +73,11 @@ class Live:
             say(plain, to=self._stream)
 
     def _redraw(self, lines: Sequence[str]) -> None:
-        width = shutil.get_terminal_size().columns
+        # A wrapped line would be two, and what has scrolled off the top cannot be redrawn.
+        width, height = shutil.get_terminal_size()
+        shown = [line[: width - 1] for line in lines[: height - 1]]
         up = f"\x1b[{self._height}A" if self._height else ""
-        body = "".join(f"\x1b[2K{line[: width - 1]}\n" for line in lines)  # a wrapped line would be two
+        body = "".join(f"\x1b[2K{line}\n" for line in shown)
         self._stream.write(f"{up}\r{body}\x1b[J")
         self._stream.flush()
-        self._height = len(lines)
+        self._height = len(shown)
