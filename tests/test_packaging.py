@@ -33,6 +33,17 @@ def test_the_readme_opens_with_the_two_commands() -> None:
     assert text.index(SUITE) < 800
 
 
+def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    monkeypatch.chdir(tmp_path)  # they write files
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert (tmp_path / "my-run" / "report.html").is_file()
+
+
 def test_ci_runs_the_second_command_as_the_readme_has_it() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert [line.strip() for line in script.splitlines()].count(SUITE) == 1

@@ -8,13 +8,17 @@ from workbench.errors import MissingExtra
 from workbench.trace.schema import COLUMNS, Kind, Table
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import pandas as pd
+
+    Frame: TypeAlias = pd.DataFrame
 
 # "string" is the same in pandas 2 and 3 and needs no pyarrow.
 _PANDAS: dict[Kind, str] = {"int": "int64", "float": "float64", "bool": "bool", "text": "string"}
 
 
-def frame(name: str, table: Table) -> pd.DataFrame:
+def frame(name: str, table: Table) -> Frame:
     """The table `name` as a DataFrame with the schema's columns and dtypes.
 
     Raises:

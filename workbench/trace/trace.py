@@ -19,7 +19,7 @@ from workbench.trace.report import page
 from workbench.trace.schema import Tables
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from workbench.trace.tables import Frame
 
 DEFAULT_STEPS = 1024  # of a thousand running requests each, these hold about 50 MB
 
@@ -90,32 +90,32 @@ class Trace:
         return self._tables
 
     @property
-    def runs(self) -> pd.DataFrame:
+    def runs(self) -> Frame:
         """One line: the settings and the totals."""
         return self._frame("runs")
 
     @property
-    def requests(self) -> pd.DataFrame:
+    def requests(self) -> Frame:
         """A line a request, in order of arrival."""
         return self._frame("requests")
 
     @property
-    def steps(self) -> pd.DataFrame:
+    def steps(self) -> Frame:
         """A line a step."""
         return self._frame("steps")
 
     @property
-    def step_requests(self) -> pd.DataFrame:
+    def step_requests(self) -> Frame:
         """A line for each request in each step: who got how many tokens."""
         return self._frame("step_requests")
 
     @property
-    def tokens(self) -> pd.DataFrame:
+    def tokens(self) -> Frame:
         """A line a generated token."""
         return self._frame("tokens")
 
     @property
-    def events(self) -> pd.DataFrame:
+    def events(self) -> Frame:
         """A line a decision, in order."""
         return self._frame("events")
 
@@ -130,7 +130,7 @@ class Trace:
         target.write_text(page(self.columns), encoding="utf-8")
         return target
 
-    def _frame(self, name: str) -> pd.DataFrame:
+    def _frame(self, name: str) -> Frame:
         from workbench.trace.tables import frame
 
         return frame(name, getattr(self.columns, name))
