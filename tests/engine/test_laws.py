@@ -1,0 +1,261 @@
+"""Random workloads through scheduler and cache: what has to hold after every step, and at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workbench.cache.hashing import hash_function
+from workbench.cache.manager import CacheManager, KVGroup
+from workbench.cache.pool import BlockPool
+from workbench.engine.events import Emitter, StepCommitted, StepPlanned
+from workbench.engine.policies import policy_named
+from workbench.engine.request import Request, Times
+from workbench.engine.scheduler import Limits, Scheduler
+from workbench.params import SamplingParams
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fakes import VOCABULARY, FakeRunner, alone  # noqa: E402
+
+MAX_LENGTH = 40
+PATIENCE = 3000  # steps within which every workload here must end, or somebody starves
+
+
+@st.composite
+def setups(draw):
+    windows = draw(st.sampled_from([(None,), (None, 5), (6,), (None, 3, 9)]))
+    block_size = draw(st.sampled_from([1, 2, 4]))
+    least = -(-MAX_LENGTH // block_size) * len(windows)  # one request always fits
+    return {
+        "windows": windows,
+        "block_size": block_size,
+        "num_blocks": least + draw(st.integers(0, 2 * least)),
+        "budget": draw(st.sampled_from([8, 16, 64])),
+        "max_rows": draw(st.sampled_from([1, 2, 4, 8])),
+        "long_prefill": draw(st.sampled_from([0, 0, 3])),
+        "policy": draw(st.sampled_from(["fcfs", "priority"])),
+        "caching": draw(st.booleans()),
+        "depth": draw(st.sampled_from([0, 1, 2])),
+    }
+
+
+prompts = st.builds(
+    lambda shared, own: ([7, 3, 9, 1, 4, 4, 2, 8, 6, 5, 11, 13, 17, 19, 23, 29][:shared] + own)[:30],
+    st.integers(0, 16),
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20),
+)
+arrivals = st.lists(
+    st.fixed_dictionaries(
+        {
+            "prompt": prompts,
+            "count": st.integers(1, 10),
+            "stop": st.sampled_from([(), (), (5,), (5, 6, 7, 8, 9, 10, 11, 12)]),
+            "priority": st.integers(0, 2),
+            "at": st.integers(0, 12),  # step at which it arrives
+            "abort_at": st.sampled_from([None, None, None, 1, 4, 9]),
+        }
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+class World:
+    """A scheduler, a fake runner, and a loop that checks the laws after every step."""
+
+    def __init__(self, setup: dict) -> None:
+        groups = [KVGroup((layer,), window) for layer, window in enumerate(setup["windows"])]
+        pool = BlockPool(setup["num_blocks"])
+        digest = hash_function("sha256")
+        cache = CacheManager(pool, groups, setup["block_size"], digest, caching=setup["caching"])
+        self.limits = Limits(setup["budget"], setup["max_rows"], MAX_LENGTH, setup["long_prefill"])
+        self.emit = Emitter()
+        self.ticks = 0.0
+        self.scheduler = Scheduler(self.limits, cache, policy_named(setup["policy"]), self.clock, self.emit)
+        self.runner = FakeRunner(setup["num_blocks"], setup["block_size"], len(groups), setup["windows"])
+        self.depth = setup["depth"]
+        self.tickets: deque = deque()
+        self.num_scheduled = 0
+        self.steps = 0
+
+    def clock(self) -> float:
+        self.ticks += 1.0
+        return self.ticks
+
+    def request(self, number: int, prompt: list[int], count: int, stop: tuple, priority: int) -> Request:
+        return Request(
+            request_id=str(number),
+            prompt_token_ids=np.array(prompt, np.int32),
+            params=SamplingParams(max_tokens=count),
+            max_length=min(len(prompt) + count, MAX_LENGTH),
+            seed=number,
+            eos_token_ids=stop,
+            times=Times(self.clock()),
+            tables=self.scheduler.cache.open(b""),
+            priority=priority,
+        )
+
+    def step(self) -> None:
+        """Plan, launch, and commit once more than `depth` steps are in flight; a failed step is recovered."""
+        plan = self.scheduler.plan()
+        if plan is not None:
+            self.num_scheduled += plan.num_tokens
+            try:
+                self.tickets.append(self.runner.launch(plan))
+            except RuntimeError as error:
+                while self.tickets:
+                    self.scheduler.commit(self.runner.collect(self.tickets.popleft()))
+                self.runner.reset()
+                self.scheduler.fail(str(error))
+        if self.tickets and (plan is None or len(self.tickets) > self.depth):
+            self.scheduler.commit(self.runner.collect(self.tickets.popleft()))
+        self.scheduler.check()
+        self.steps += 1
+        assert self.steps < PATIENCE, "somebody starves"
+
+    def run(self, workload: list[dict]) -> list[Request]:
+        made = [
+            self.request(number, item["prompt"], item["count"], item["stop"], item["priority"])
+            for number, item in enumerate(workload)
+        ]
+        queued: set[int] = set()
+        while len(queued) < len(made) or self.scheduler.has_work:
+            for number, (item, request) in enumerate(zip(workload, made, strict=True)):
+                if number not in queued and item["at"] <= self.steps:
+                    self.scheduler.add(request)
+                    queued.add(number)
+                if item["abort_at"] is not None and self.steps == item["at"] + item["abort_at"]:
+                    self.scheduler.abort([request] if number in queued else [])
+            self.step()
+        return made
+
+
+def expected(request: Request) -> list[int]:
+    count = request.max_length - request.num_prompt_tokens
+    return alone(request.prompt_token_ids.tolist(), count, request.seed, request.stop_ids)
+
+
+def output(request: Request) -> list[int]:
+    return request.token_ids[request.num_prompt_tokens :].tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(setups(), arrivals)
+def test_every_request_ends_with_the_tokens_it_would_have_had_alone(setup, workload):
+    world = World(setup)
+    for request in world.run(workload):
+        if request.finish_reason == "abort":
+            assert output(request) == expected(request)[: len(output(request))]
+        else:
+            assert output(request) == expected(request)
+            assert request.finish_reason == ("stop" if output(request)[-1] in request.stop_ids else "length")
+    assert world.scheduler.cache.pool.num_held == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(setups(), arrivals, st.sets(st.integers(0, 20), max_size=3))
+def test_a_failed_step_ends_its_own_requests_and_changes_no_others(setup, workload, failures):
+    world = World(setup)
+    world.runner.fail_at = failures
+    for request in world.run(workload):
+        if request.finish_reason in ("abort", "error"):
+            assert output(request) == expected(request)[: len(output(request))]
+        else:
+            assert output(request) == expected(request)
+    assert world.scheduler.cache.pool.num_held == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(setups(), arrivals)
+def test_scheduled_tokens_add_up(setup, workload):
+    """Sum of scheduled = sum(prompt - cached) + sum(outputs - 1) + recomputed + overshoot."""
+    world = World(setup)
+    workload = [{**item, "abort_at": None} for item in workload]
+    reused: dict[str, int] = {}
+    overshoot, recomputed = [0], [0]
+
+    def observe(event) -> None:
+        if hasattr(event, "num_reached"):
+            fresh = max(0, event.num_cached_tokens - event.num_reached)
+            reused[event.request_id] = reused.get(event.request_id, 0) + fresh
+        if isinstance(event, StepCommitted):
+            overshoot[0] += event.overshoot
+        if isinstance(event, StepPlanned):
+            recomputed[0] += event.recomputed
+
+    world.emit.add(observe)
+    made = world.run(workload)
+    needed = sum(r.num_prompt_tokens - reused[r.request_id] + len(output(r)) - 1 for r in made)
+    assert world.num_scheduled == needed + recomputed[0] + overshoot[0]
+    assert overshoot[0] == sum(r.num_overshoot for r in made)
+    assert recomputed[0] == sum(r.num_recomputed for r in made)
+
+
+@settings(max_examples=40, deadline=None)
+@given(setups(), arrivals)
+def test_observers_do_not_change_the_run(setup, workload):
+    def plans(observed: bool) -> list[tuple]:
+        world, seen = World(setup), []
+        launch = world.runner.launch
+
+        def note(plan):
+            seen.append((plan.rows.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.removed.tolist()))
+            return launch(plan)
+
+        world.runner.launch = note
+        if observed:
+            world.emit.add(lambda event: None)
+        world.run(workload)
+        return seen
+
+    assert plans(observed=True) == plans(observed=False)
+
+
+@settings(max_examples=40, deadline=None)
+@given(setups(), arrivals)
+def test_an_end_by_length_never_overshoots(setup, workload):
+    world = World({**setup, "num_blocks": 400})  # nobody is preempted
+    made = world.run([{**item, "stop": (), "abort_at": None} for item in workload])
+    assert all(request.num_overshoot == 0 for request in made)
+
+
+def test_a_preemption_really_happens_and_tokens_stay_right():
+    setup = {
+        "windows": (None,), "block_size": 2, "num_blocks": 22, "budget": 64, "max_rows": 8, "long_prefill": 0,
+        "policy": "fcfs", "caching": True, "depth": 1,
+    }  # fmt: skip
+    item = {"count": 10, "stop": (), "priority": 0, "at": 0, "abort_at": None}
+    world = World(setup)
+    made = world.run([{**item, "prompt": [n, 2, 3, 4, 5, 6, 7, 8]} for n in range(6)])
+    assert sum(request.num_preemptions for request in made) > 0
+    assert [output(request) for request in made] == [expected(request) for request in made]
+
+
+def test_requests_of_one_plan_share_the_blocks_that_plan_writes():
+    setup = {
+        "windows": (None,), "block_size": 4, "num_blocks": 60, "budget": 64, "max_rows": 8, "long_prefill": 0,
+        "policy": "fcfs", "caching": True, "depth": 0,
+    }  # fmt: skip
+    world = World(setup)
+    prompt = list(range(17))
+    made = world.run(
+        [{"prompt": prompt, "count": 3, "stop": (), "priority": 0, "at": 0, "abort_at": None}] * 3
+    )
+    assert [request.num_cached_tokens for request in made] == [0, 16, 16]
+    assert [output(request) for request in made] == [expected(request) for request in made]
+
+
+def test_the_urgent_request_is_admitted_first():
+    setup = {
+        "windows": (None,), "block_size": 4, "num_blocks": 60, "budget": 64, "max_rows": 1, "long_prefill": 0,
+        "policy": "priority", "caching": True, "depth": 0,
+    }  # fmt: skip
+    world = World(setup)
+    item = {"count": 2, "stop": (), "at": 0, "abort_at": None}
+    made = world.run([{**item, "prompt": [n], "priority": 5 - n} for n in range(5)])
+    assert sorted(made, key=lambda request: request.times.first_token) == made[::-1]
