@@ -19,7 +19,7 @@ from workbench.engine.events import Emitter, EngineStarted
 from workbench.engine.loop import Engine
 from workbench.engine.policies import Policy
 from workbench.engine.request import Request
-from workbench.intake import Intake, spread
+from workbench.intake import Intake
 from workbench.metrics import Metric, read_metrics
 from workbench.outputs import RequestOutput
 from workbench.params import BeamSearchParams, LoRARequest, RequestOutputKind, SamplingParams

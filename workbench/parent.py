@@ -5,7 +5,7 @@ Text is decoded here, and only when somebody reads it. Knows tokenizers and requ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
