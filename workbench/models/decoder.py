@@ -1,0 +1,156 @@
+"""The forward pass of a dense decoder over a flat batch of tokens.
+
+The tokens of all requests lie one after the other, with no batch dimension and no padding. Knows nothing of
+requests, caches or paging: what mixes tokens is handed in as `attend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.kernels.rms_norm.reference import add_rms_norm, rms_norm
+from workbench.kernels.silu_mul.reference import silu_mul
+from workbench.models.linear import Linear, empty_linear, product
+from workbench.models.rotary import Rotary, build_rotary
+from workbench.models.spec import ModelSpec
+
+# Called with the name of an activation and its value; returns what the model goes on with.
+Tap = Callable[[str, Tensor], Tensor]
+
+
+class Attend(Protocol):
+    """Attention of one layer, with all that depends on where tokens are: norms of heads, rotary, KV cache."""
+
+    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        """Mix the tokens.
+
+        Args:
+            layer: 0 .. num_layers - 1.
+            qkv: [T, (num_heads + 2 * num_kv_heads) * head_dim]; heads of q, then of k, then of v, unturned.
+            q_norm: [head_dim], weight of the norm of every head of q ahead of the rotary; None: no norm.
+            k_norm: [head_dim], the same for k.
+
+        Returns:
+            [T, num_heads * head_dim], dtype of qkv.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """The weights of one layer, in the order in which they are used."""
+
+    input_norm: Tensor  # [hidden]
+    qkv: Linear  # hidden -> (num_heads + 2 * num_kv_heads) * head_dim
+    q_norm: Tensor | None  # [head_dim]
+    k_norm: Tensor | None  # [head_dim]
+    o: Linear  # num_heads * head_dim -> hidden
+    post_norm: Tensor  # [hidden]
+    gate_up: Linear  # hidden -> 2 * intermediate; gate, then up
+    down: Linear  # intermediate -> hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A model on a device. Call under torch.inference_mode()."""
+
+    spec: ModelSpec
+    device: torch.device
+    dtype: torch.dtype  # of weights, activations and logits
+    rotary: Rotary
+    embedding: Tensor  # [vocab, hidden]
+    layers: tuple[Layer, ...]
+    norm: Tensor  # [hidden]
+    lm_head: Linear  # hidden -> vocab; its weight is `embedding` when the two are tied
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        embeddings: Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> Tensor:
+        """Hidden states behind the final norm.
+
+        Args:
+            token_ids: [T] int64, device; not looked at where there are embeddings.
+            positions: [T] int64, device; place of each token in its request. Families whose positions are
+                rotary, all of these, meet them in `attend` only.
+            attend: the attention of each layer.
+            embeddings: [T, hidden]; what enters layer 0 in place of the embeddings of token_ids.
+            tap: sees, and may replace, "embed", "layers.N.attention" and "layers.N.mlp" (what each adds to
+                the residual stream) and "norm", all [T, hidden]; what it is given is not to be written to.
+
+        Returns:
+            [T, hidden], model dtype.
+        """
+        eps = self.spec.rms_norm_eps
+        residual = F.embedding(token_ids, self.embedding) if embeddings is None else embeddings
+        if tap:
+            residual = tap("embed", residual)
+        hidden = rms_norm(residual, self.layers[0].input_norm, eps)
+        for number, layer in enumerate(self.layers):
+            hidden = layer.o(attend(number, layer.qkv(hidden), layer.q_norm, layer.k_norm))
+            if tap:
+                hidden = tap(f"layers.{number}.attention", hidden)
+            hidden, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
+            hidden = layer.down(silu_mul(layer.gate_up(hidden)))
+            if tap:
+                hidden = tap(f"layers.{number}.mlp", hidden)
+            hidden, residual = add_rms_norm(hidden, residual, self._norm_behind(number), eps)
+        return tap("norm", hidden) if tap else hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[m, hidden] -> [m, vocab], model dtype."""
+        return self.lm_head(hidden)
+
+    def _norm_behind(self, number: int) -> Tensor:
+        last = number + 1 == len(self.layers)
+        return self.norm if last else self.layers[number + 1].input_norm
+
+
+def empty_decoder(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, max_positions: int, tied: bool
+) -> Decoder:
+    """A decoder whose weights are memory still to be filled."""
+
+    def vector(size: int) -> Tensor:
+        return torch.empty(size, device=device, dtype=dtype)
+
+    def linear(out_size: int, in_size: int, bias: bool) -> Linear:
+        return empty_linear(out_size, in_size, bias, device, dtype)
+
+    embedding = torch.empty(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
+    tied_head = Linear(embedding, None, product(device, dtype))
+    return Decoder(
+        spec=spec,
+        device=device,
+        dtype=dtype,
+        rotary=build_rotary(spec, max_positions, device),
+        embedding=embedding,
+        layers=tuple(_empty_layer(spec, vector, linear) for _ in range(spec.num_layers)),
+        norm=vector(spec.hidden_size),
+        lm_head=tied_head if tied else linear(spec.vocab_size, spec.hidden_size, False),
+    )
+
+
+def _empty_layer(
+    spec: ModelSpec, vector: Callable[[int], Tensor], linear: Callable[[int, int, bool], Linear]
+) -> Layer:
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    return Layer(
+        input_norm=vector(spec.hidden_size),
+        qkv=linear(q_size + 2 * kv_size, spec.hidden_size, spec.qkv_bias),
+        q_norm=vector(spec.head_dim) if spec.qk_norm else None,
+        k_norm=vector(spec.head_dim) if spec.qk_norm else None,
+        o=linear(spec.hidden_size, q_size, spec.o_bias),
+        post_norm=vector(spec.hidden_size),
+        gate_up=linear(2 * spec.intermediate_size, spec.hidden_size, spec.mlp_bias),
+        down=linear(spec.hidden_size, spec.intermediate_size, spec.mlp_bias),
+    )
