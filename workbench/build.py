@@ -45,7 +45,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     """Load the model and set up everything around it.
 
     Raises:
-        ValueError, OSError: a setting, a file or the memory is not what it has to be; the message says what to do.
+        ValueError, OSError: a setting, a file or the memory is wrong; the message says what to do.
     """
     from workbench.models.zoo.registry import DEFAULT
 
@@ -135,6 +135,6 @@ def load_tokenizer(s: Settings, folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=s.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no tokenizer could be loaded from {source}: name another with tokenizer=..., or pass token ids to an"
-            f" engine with skip_tokenizer_init=True ({error})"
+            f"no tokenizer could be loaded from {source}: name another with tokenizer=..., or pass token ids to"
+            f" an engine with skip_tokenizer_init=True ({error})"
         ) from error

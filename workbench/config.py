@@ -169,8 +169,8 @@ def _check_numbers(s: Settings) -> None:
         )
     if s.max_num_seqs and s.max_num_batched_tokens and s.max_num_batched_tokens < s.max_num_seqs:
         raise ValueError(
-            f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}: a step"
-            " must hold a token for each running request; raise the one or lower the other"
+            f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}: a"
+            " step must hold a token for each running request; raise the one or lower the other"
         )
 
 
@@ -191,8 +191,8 @@ def model_length(s: Settings, spec: ModelSpec) -> int:
     longest = spec.max_position_embeddings
     if s.max_model_len is not None and s.max_model_len > longest:
         raise ValueError(
-            f"max_model_len is {s.max_model_len}, the model was built for {longest} positions: lower it, or extend"
-            " the model with hf_overrides={'rope_parameters': ..., 'max_position_embeddings': ...}"
+            f"max_model_len is {s.max_model_len}, the model was built for {longest} positions: lower it, or"
+            " extend the model with hf_overrides={'rope_parameters': ..., 'max_position_embeddings': ...}"
         )
     return s.max_model_len or longest
 
@@ -205,6 +205,6 @@ def fit_length(s: Settings, length: int, num_blocks: int, num_groups: int, remed
     if s.max_model_len is None and fits >= 1:
         return fits
     raise ValueError(
-        f"one request of max_model_len {length} needs {-(-length // s.block_size) * num_groups} KV blocks and there"
-        f" are {num_blocks}: {remedy}, or lower max_model_len to {fits}, the most that fits"
+        f"one request of max_model_len {length} needs {-(-length // s.block_size) * num_groups} KV blocks and"
+        f" there are {num_blocks}: {remedy}, or lower max_model_len to {fits}, the most that fits"
     )

@@ -105,8 +105,8 @@ class Intake:
                 " num_gpu_blocks_override, where it is set) or shorten the prompt"
             )
         raise ValueError(
-            f"prompt has {count} tokens and max_model_len is {most}, which leaves no room for an answer: raise"
-            f" max_model_len (the model takes {self._built.spec.max_position_embeddings}) or shorten the prompt"
+            f"prompt has {count} tokens and max_model_len is {most}, which leaves no room for an answer:"
+            f" raise max_model_len (the model takes {self._built.spec.max_position_embeddings}) or shorten the prompt"
         )
 
     def _seed(self, params: SamplingParams, number: int, child: int) -> int:

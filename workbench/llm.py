@@ -1,4 +1,4 @@
-"""The front door: vLLM's API over one engine in this process. Decides nothing that a part below can decide."""
+"""The front door: vLLM's API over one engine in this process. What a part below can decide is not decided here."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ LATER = "is not available yet"
 class LLM:
     """An engine that generates text, in this process.
 
-    Names, defaults and meanings of the arguments are vLLM's; None means: chosen from the device and the model,
-    and shown by `llm.config`. Threads may share an LLM: whoever waits drives the step.
+    Names, defaults and meanings of the arguments are vLLM's; None means: chosen from the device and the
+    model, and shown by `llm.config`. Threads may share an LLM: whoever waits drives the step.
 
     Args:
         model: a Hugging Face folder, a hub id, or "zoo/<name>"; None is the embedded default model.
@@ -143,7 +143,7 @@ class LLM:
         state = ", closed" if self._built is None else ""
         return (
             f"LLM({c.model!r}, {c.device_name}, {c.dtype}, {c.num_blocks} blocks of {c.block_size},"
-            f" budget {c.max_num_batched_tokens}, at most {c.max_num_seqs} requests of {c.max_model_len}{state})"
+            f" budget {c.max_num_batched_tokens}, up to {c.max_num_seqs} requests of {c.max_model_len}{state})"
         )
 
     # --- all at once ----------------------------------------------------------------------------------

@@ -37,9 +37,14 @@ class TextStream:
     """
 
     def __init__(
-        self, decode: Decode, stop: Sequence[str] = (), *, stop_ids: frozenset[int] = frozenset(), min_tokens: int = 0,
+        self,
+        decode: Decode,
+        stop: Sequence[str] = (),
+        *,
+        stop_ids: frozenset[int] = frozenset(),
+        min_tokens: int = 0,
         include_stop: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.text = ""  # whole characters only; cut before (or after) the stop string that ended it
         self._decode = decode
         self._stop = tuple(stop)

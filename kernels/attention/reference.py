@@ -22,7 +22,7 @@ GEMV_QUERIES = 4  # up to so many queries a request, batched products beat the f
 
 
 class Bucket(NamedTuple):
-    """Requests attended together: `requests` of them, with `count` queries each, side by side in the batch."""
+    """`requests` requests attended together, with `count` queries each, side by side in the batch."""
 
     begin: int  # first row of the batch
     requests: int

@@ -1,7 +1,7 @@
 """A runner without a model: the next token depends on every token the runner was really handed.
 
-It keeps a KV store of token ids by block, writes and reads it through the block tables of the plan, and hashes
-what it reads. A wrong table, a block reused too early or a stale hit therefore changes tokens.
+It keeps a KV store of token ids by block, writes and reads it through the block tables of the plan, and
+hashes what it reads. A wrong table, a block reused too early or a stale hit therefore changes tokens.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from workbench.engine.scheduler import Limits, Scheduler
 from workbench.params import SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fakes import VOCABULARY, FakeRunner, alone  # noqa: E402
+from fakes import VOCABULARY, FakeRunner, alone
 
 MAX_LENGTH = 40
 PATIENCE = 3000  # steps within which every workload here must end, or somebody starves
@@ -204,7 +204,8 @@ def test_observers_do_not_change_the_run(setup, workload):
         launch = world.runner.launch
 
         def note(plan):
-            seen.append((plan.rows.tolist(), plan.starts.tolist(), plan.counts.tolist(), plan.removed.tolist()))
+            columns = (plan.rows, plan.starts, plan.counts, plan.removed)
+            seen.append(tuple(column.tolist() for column in columns))
             return launch(plan)
 
         world.runner.launch = note

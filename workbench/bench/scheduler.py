@@ -56,7 +56,7 @@ def measure_add(tokens: int = 512, count: int = 512) -> float:
 
 
 def measure_admission(tokens: int = 512, count: int = 512) -> float:
-    """Microseconds a request of `tokens` costs from arrival to its first plan: add, look up, reserve, hash."""
+    """Microseconds from a request's arrival to its first plan: add, look up, reserve, hash."""
     scheduler = _scheduler(1024, "sha256")
     prompts = np.random.default_rng(1).integers(0, VOCABULARY, (count, tokens)).tolist()
     params = SamplingParams(max_tokens=64)
@@ -113,12 +113,15 @@ def _measure_steps(running: int, steps: int, algorithm: HashAlgorithm) -> StepCo
         assert plan is not None, "running requests and no plan"
         steady = len(plan.rows) == running and not plan.added and int(plan.counts.max()) == 1
         rows = plan.rows[plan.samples]
+        result = _answer(plan.index, rows, answer[: len(rows)])
         answered = time.perf_counter()
-        scheduler.commit(_answer(plan.index, rows, answer[: len(rows)]))
+        scheduler.commit(result)
         if steady:
             plan_s.append(planned - began)
             commit_s.append(time.perf_counter() - answered)
     plan_us, commit_us = np.array(plan_s[8:]) * 1e6, np.array(commit_s[8:]) * 1e6
     step_us = plan_us + commit_us
-    p50, p99 = np.percentile(step_us, [50, 99])
-    return StepCost(running, step_us.mean(), p50, p99, plan_us.mean(), commit_us.mean())
+    p50, p99 = np.percentile(step_us, [50, 99]).tolist()
+    means = (float(times.mean()) for times in (step_us, plan_us, commit_us))
+    step_mean, plan_mean, commit_mean = means
+    return StepCost(running, step_mean, p50, p99, plan_mean, commit_mean)

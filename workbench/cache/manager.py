@@ -50,7 +50,13 @@ class CacheManager:
     """Block tables over one pool. With `caching` off nothing is ever found."""
 
     def __init__(
-        self, pool: BlockPool, groups: Sequence[KVGroup], block_size: int, digest: HashFunction, *, caching: bool
+        self,
+        pool: BlockPool,
+        groups: Sequence[KVGroup],
+        block_size: int,
+        digest: HashFunction,
+        *,
+        caching: bool,
     ) -> None:
         self.pool = pool
         self.groups = tuple(groups)
@@ -77,10 +83,14 @@ class CacheManager:
                 found = self._longest(tables, source, index, group.window, found)
             if found == agreed:
                 break
-        blocks = [self._hit_blocks(tables, index, group.window, found) for index, group in enumerate(self.groups)]
+        blocks = [
+            self._hit_blocks(tables, index, group.window, found) for index, group in enumerate(self.groups)
+        ]
         return Hit(found * self.block_size, blocks)
 
-    def _longest(self, tables: BlockTables, source: TokenSource, index: int, window: int | None, limit: int) -> int:
+    def _longest(
+        self, tables: BlockTables, source: TokenSource, index: int, window: int | None, limit: int
+    ) -> int:
         if window is None:
             for place in range(limit):
                 if self._find(tables, source, index, place) is None:

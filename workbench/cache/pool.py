@@ -109,7 +109,7 @@ class BlockPool:
         self._keys[block] = None
 
     def check(self, holders: Iterable[Sequence[int]]) -> None:
-        """The conservation law: references = holders, free = unreferenced, free + held = total, keys agree."""
+        """The conservation law: references = holders, free = unreferenced, free + held = total."""
         expected = [0] * (self.num_blocks + 1)
         for blocks in holders:
             for block in blocks:

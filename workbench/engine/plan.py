@@ -6,7 +6,7 @@ steps still in flight: those live where the runner keeps its batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,7 @@ Ints = npt.NDArray[np.int32]
 Bools = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True, slots=True)
-class Addition:
+class Addition(NamedTuple):
     """A request that enters the batch, with everything the runner has to know of it."""
 
     row: int  # where it lives in the batch until it leaves: 0 .. max_num_seqs - 1
@@ -32,8 +31,7 @@ class Addition:
     adapter: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(NamedTuple):
     """Blocks appended to the block tables of rows already in the batch, for one KV group."""
 
     rows: Ints  # [g]
@@ -41,8 +39,7 @@ class Growth:
     blocks: Ints  # [g]; the block that goes there
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """One step: who computes which tokens, and what changed in the batch since the last plan.
 
     ::
@@ -51,7 +48,7 @@ class StepPlan:
                             in the cache       this step writes          later
     """
 
-    index: int  # 0, 1, 2 ... of the engine
+    index: int  # type: ignore[assignment]  # 0, 1, 2 ... of the engine; shadows tuple.index, unused here
     budget: int  # tokens this step may hold
     rows: Ints  # [n]; batch rows in running order, each once
     starts: Ints  # [n]; position of the first token computed

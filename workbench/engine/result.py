@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,7 @@ from workbench.engine.plan import Ints
 Floats = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class LogprobColumns:
+class LogprobColumns(NamedTuple):
     """Log probabilities of one step, a line for each row that sampled.
 
     `top_ids` is as wide as the largest request in the batch wants; each request reads its first k.
@@ -25,11 +24,10 @@ class LogprobColumns:
     top_logprobs: Floats  # [m, k]
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """The tokens of one step and the times at which it was launched and collected."""
 
-    index: int  # the plan's
+    index: int  # type: ignore[assignment]  # the plan's; shadows tuple.index, unused here
     rows: Ints  # [m]; plan.rows[plan.samples]
     token_ids: Ints  # [m]
     logprobs: LogprobColumns | None  # None when no row asked

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from workbench.engine.plan import Bools, Ints
+from workbench.engine.plan import Ints
 from workbench.engine.request import Request
 
 Longs = npt.NDArray[np.int64]
@@ -56,7 +56,7 @@ class Running:
         self.tokens: Ints = np.zeros((max_rows, max_length), np.int32)  # by row
         self._flat = self.tokens.reshape(-1)
         self._free_rows = list(range(max_rows - 1, -1, -1))
-        self._columns: Longs = np.zeros((8, max_rows), np.int64)
+        self._columns: Longs = np.zeros((7, max_rows), np.int64)
         self._stops: Longs = np.full((1, max_rows), NO_TOKEN, np.int64)
         self._place_of_row: Longs = np.full(max_rows, -1, np.int64)
         self._view()
@@ -70,10 +70,10 @@ class Running:
             self.capacity,
             self.end,  # length at which the request ends
             self.cursor,
-            self.end_cursor,
-            self.watched,  # 1: look at its next token one by one
+            self.look_cursor,  # from here on, tokens are looked at one by one: at the end, or 0 if watched
         ) = self._columns[:, :n]
-        self.stops = self._stops[:, :n]  # [s, count]; ids that end a request, NO_TOKEN where it has fewer
+        self.advancing = self._columns[1:3, :n]  # computed and length, which a steady step moves together
+        self.stops = [stops[:n] for stops in self._stops]  # ids that end a request, NO_TOKEN for none
         self.rows: Ints = self.row.astype(np.int32)
         self._place_of_row[self.row] = np.arange(n)
         self.version += 1
@@ -96,8 +96,7 @@ class Running:
                 capacity,
                 request.max_length,
                 base + known,
-                base + request.max_length,
-                request.watched or request.times.first_token is None,
+                0 if request.watched or request.times.first_token is None else base + request.max_length,
             )
             self._set_stops(self.count, request.stop_ids)
             self.count += 1
@@ -132,31 +131,41 @@ class Running:
         return place
 
     def places_of_rows(self, rows: Ints) -> Longs:
-        return self._place_of_row[rows]
+        places: Longs = self._place_of_row[rows]
+        return places
 
     def known_at(self, place: int) -> int:
-        return int(self.cursor[place]) - int(self.row[place]) * self.tokens.shape[1]
+        base = int(self.row[place]) * self.tokens.shape[1]
+        return int(self.cursor[place]) - base
 
     def tokens_at(self, place: int) -> Ints:
         """The known tokens of the request at a place: a view, valid until the row is given away."""
-        return self.tokens[self.row[place], : self.known_at(place)]
+        tokens: Ints = self.tokens[self.row[place], : self.known_at(place)]
+        return tokens
 
     def source(self, request: Request) -> RowTokens:
         return RowTokens(self.tokens[request.row])
 
-    def append(self, places: Longs | slice, token_ids: Ints) -> Longs:
-        """Write one new token at each place; the places' cursors before it."""
-        cursors: Longs = self.cursor[places].copy()
-        self._flat[cursors] = token_ids
-        self.cursor[places] = cursors + 1
-        return cursors
+    def unwatch(self, place: int) -> None:
+        """From now on the request's tokens are looked at only where it may end."""
+        self.look_cursor[place] = int(self.row[place]) * self.tokens.shape[1] + int(self.end[place])
 
-    def ended(self, places: Longs | slice, token_ids: Ints) -> Bools:
-        """Which places have to be looked at one by one: a stop id, the last token, or watched."""
-        stops = self.stops[:, places]
-        hit = token_ids == stops[0]
-        for others in stops[1:]:
-            hit |= token_ids == others
-        hit |= self.cursor[places] >= self.end_cursor[places]
-        hit |= self.watched[places] != 0
-        return hit
+    def append(self, places: Longs | None, token_ids: Ints) -> list[int]:
+        """Write one new token at each place (None: at every place, in order).
+
+        Lines of `token_ids` that have to be looked at one by one: a stop id, the last token, or watched.
+        """
+        if places is None:
+            self._flat[self.cursor] = token_ids
+            self.cursor += 1
+            look = self.cursor >= self.look_cursor
+            for stops in self.stops:
+                look |= token_ids == stops
+        else:
+            self._flat[self.cursor[places]] = token_ids
+            self.cursor[places] += 1
+            look = self.cursor[places] >= self.look_cursor[places]
+            for stops in self.stops:
+                look |= token_ids == stops[places]
+        lines: list[int] = look.nonzero()[0].tolist()
+        return lines

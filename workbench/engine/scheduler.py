@@ -53,14 +53,14 @@ class Flight:
     plan: StepPlan
     rows: Ints  # every running request's row when it was planned, in running order
     requests: list[Request]  # and the requests
-    places: Longs | slice  # of those that sample, in that order
+    places: Longs | None  # of those that sample, in that order; None: all
     version: int  # of the membership, then
     registered: list[bytes]  # keys made findable on the strength of this plan
     preempted: tuple[str, ...]  # ids of the requests it preempted
     dropped: set[Request] = field(default_factory=set)  # ended or preempted since
 
     def sampling(self) -> list[Request]:
-        if isinstance(self.places, slice):
+        if self.places is None:
             return self.requests
         return [self.requests[place] for place in self.places]
 
@@ -175,7 +175,7 @@ class Scheduler:
         """The next step, or None when nobody wants a token before a step in flight comes back."""
         began = self._clock() if self._emit else 0.0
         running, draft = self.running, _Draft(self.limits.budget, [[] for _ in self.cache.groups])
-        steady = self._steady > 0 and running.count <= draft.budget
+        steady = self._steady > 0 and 0 < running.count <= draft.budget
         counts = self._ones[: running.count] if steady else self._grant(draft.budget)
         counts = self._reserve(counts, draft, steady)
         if not steady:
@@ -183,7 +183,7 @@ class Scheduler:
         additions: tuple[Addition, ...] = ()
         if len(self.waiting) and not draft.preempted:
             additions, counts = self._admit(counts, draft)
-        if not counts.any():
+        if not len(counts) or not (steady or counts.any()):
             assert self.flights or not self.has_work, (
                 "there is work, no request gets a token, nothing is in flight"
             )
@@ -213,16 +213,17 @@ class Scheduler:
         if self.limits.long_prefill:
             np.minimum(want, self.limits.long_prefill, out=want)
         before = np.cumsum(want) - want
-        return np.clip(budget - before, 0, want)
+        granted: Longs = np.clip(budget - before, 0, want)
+        return granted
 
     def _reserve(self, counts: Longs, draft: _Draft, steady: bool) -> Longs:
         """Blocks for what was granted, preempting where they run out; the counts of those who stay."""
         running = self.running
-        upto = running.computed + counts
-        short = (upto > running.capacity).nonzero()[0]
+        short = (running.computed + counts > running.capacity).nonzero()[0]
         if not len(short):
             return counts
         starts = running.computed[short]
+        upto = starts + counts[short]
         known = running.cursor[short] - running.row[short] * self.limits.max_length
         # A step that crosses a boundary finds the block before it written, and known unless several steps
         # are in flight: that much can be made findable.
@@ -232,7 +233,7 @@ class Scheduler:
             for place, count, start, findable in zip(*(column.tolist() for column in columns), strict=True):
                 if count:
                     self._secure(place, start, start + count, findable, draft)
-        running.capacity[short] = -(-upto[short] // self.cache.block_size) * self.cache.block_size
+        running.capacity[short] = -(-upto // self.cache.block_size) * self.cache.block_size
         if draft.preempted:
             kept = [place for place in range(running.count) if place not in draft.preempted]
             counts = counts[kept]
@@ -386,17 +387,17 @@ class Scheduler:
 
     def _compose(
         self, counts: Longs, draft: _Draft, additions: tuple[Addition, ...], steady: bool
-    ) -> tuple[StepPlan, Longs | slice]:
-        """Advance the columns and write the plan down; also the places that sample."""
+    ) -> tuple[StepPlan, Longs | None]:
+        """Advance the columns and write the plan down; also the places that sample, None for all."""
         running, n = self.running, self.running.count
         starts = running.computed.astype(np.int32)
-        running.computed += counts
-        places: Longs | slice = slice(None)
+        places = None
         rows, granted, samples = running.rows, self._one_each[:n], self._all_sample[:n]
         if steady:
-            running.length += 1
+            running.advancing += 1
             self._steady -= 1
         else:
+            running.computed += counts
             yields = (running.computed == running.length) & (counts > 0)
             running.length += yields
             self._steady = int((running.end - running.length).min()) if yields.all() else 0
@@ -405,7 +406,7 @@ class Scheduler:
                 places = yields.nonzero()[0]
                 part = counts.nonzero()[0]
                 rows, starts, granted, samples = rows[part], starts[part], granted[part], yields[part]
-        grown = tuple(_growth(group) for group in draft.grown)
+        grown = tuple([_growth(group) for group in draft.grown])
         removed = np.array(self._removed, np.int32) if self._removed else NOBODY
         self._removed.clear()
         index, self._index = self._index, self._index + 1
@@ -420,28 +421,26 @@ class Scheduler:
         flight = self.flights.popleft()
         assert flight.plan.index == result.index, f"step {flight.plan.index} is due, got {result.index}"
         running, places, token_ids = self.running, flight.places, result.token_ids
-        requests, lines = flight.requests, None
-        if flight.version != running.version or not isinstance(places, slice):
-            requests = flight.sampling()
+        requests, kept = flight.requests, None
+        if flight.version != running.version or places is not None:
+            requests, rows = flight.sampling(), result.rows
             if flight.dropped:
-                lines = np.array([i for i, r in enumerate(requests) if r not in flight.dropped], np.int64)
-                requests = [requests[line] for line in lines]
-                token_ids = token_ids[lines]
-            rows = result.rows if lines is None else result.rows[lines]
+                kept = [line for line, request in enumerate(requests) if request not in flight.dropped]
+                requests = [requests[line] for line in kept]
+                token_ids, rows = token_ids[kept], rows[kept]
             places = running.places_of_rows(rows)
-        cursors = running.append(places, token_ids)
+        lines = running.append(places, token_ids)
         self.counts.generation_tokens += len(token_ids)
+        if self._emit:
+            self._emit_committed(flight, result, requests, token_ids, kept, began)
         streamed: list[Request] = []
         ending: list[tuple[Request, FinishReason, int | str | None]] = []
-        for i in running.ended(places, token_ids).nonzero()[0].tolist():
-            request = requests[i]
-            self._look(
-                request, int(token_ids[i]), result, i if lines is None else int(lines[i]), began, ending
-            )
+        for line in lines:
+            request = requests[line]
+            of_result = line if kept is None else kept[line]
+            self._look(request, int(token_ids[line]), result, of_result, began, ending)
             if request.streams:
                 streamed.append(request)
-        if self._emit:
-            self._emit_committed(flight, result, requests, token_ids, cursors, lines, began)
         self._retire(ending)
         return Commit(flight, requests, streamed, [request for request, _, _ in ending])
 
@@ -458,7 +457,8 @@ class Scheduler:
         place = self.running.place_of(request)
         if request.times.first_token is None:
             request.times.first_token = now
-            self.running.watched[place] = request.watched
+            if not request.watched:
+                self.running.unwatch(place)
         request.times.last_token = now
         if request.params.logprobs is not None:
             assert result.logprobs is not None, "logprobs were asked for and the runner gave none"
@@ -580,22 +580,23 @@ class Scheduler:
         result: StepResult,
         requests: Sequence[Request],
         token_ids: Ints,
-        cursors: Longs,
-        lines: Longs | None,
+        kept: list[int] | None,
         began: float,
     ) -> None:
         now = self._clock()
+        ends = flight.plan.starts + flight.plan.counts
+        positions = ends[flight.plan.samples]
         dropped = {request.row for request in flight.dropped}
-        kept = [row not in dropped for row in flight.plan.rows.tolist()]
+        alive = [row not in dropped for row in flight.plan.rows.tolist()]
         self._emit(
             StepCommitted(
                 at=now,
                 result=result,
                 request_ids=tuple(request.request_id for request in requests),
                 token_ids=token_ids,
-                positions=(cursors % self.limits.max_length).astype(np.int32),
-                taken=np.arange(len(requests), dtype=np.int32) if lines is None else lines.astype(np.int32),
-                overshoot=flight.plan.num_tokens - int(flight.plan.counts[kept].sum()),
+                positions=positions if kept is None else positions[kept],
+                taken=np.array(range(len(requests)) if kept is None else kept, np.int32),
+                overshoot=flight.plan.num_tokens - int(flight.plan.counts[alive].sum()),
                 commit_s=now - began,
             )
         )

@@ -58,7 +58,7 @@ class FairLock:
 
 
 class InterruptsDeferred:
-    """`with InterruptsDeferred() as interrupts`: Ctrl-C waits for `interrupts.check()`; a second one does not.
+    """`with InterruptsDeferred() as i`: Ctrl-C waits for `i.check()`; a second one does not.
 
     Only Python's main thread receives signals; elsewhere this does nothing.
     """

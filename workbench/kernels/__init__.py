@@ -1,4 +1,4 @@
-"""`workbench.kernels.<operation>`: in a wheel the folders beside this file, in a checkout the top `kernels/`."""
+"""`workbench.kernels.<operation>`: beside this file in a wheel, in a checkout the top `kernels/`."""
 
 from pathlib import Path
 

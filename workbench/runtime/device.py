@@ -34,7 +34,7 @@ def pick_device(asked: str) -> tuple[torch.device, Device]:
 
 
 def pick_dtype(asked: str, checkpoint: str, device: torch.device) -> torch.dtype:
-    """The dtype behind "auto": the checkpoint's on a GPU; float32 on a CPU, where 16 bits are seldom faster."""
+    """The dtype behind "auto": the checkpoint's on a GPU, float32 on a CPU, where 16 bits are slow."""
     name = str(asked).removeprefix("torch.")
     if name == "auto":
         name = "float32" if device.type == "cpu" else checkpoint
