@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ _DELEGATED = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # OpenMP threads that spin while they wait lose tenfold when another program wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     try:
         return _run(arguments)

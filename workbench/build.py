@@ -135,6 +135,6 @@ def load_tokenizer(s: Settings, folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=s.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no tokenizer could be loaded from {source}: name another with tokenizer=..., or pass token ids to"
-            f" an engine with skip_tokenizer_init=True ({error})"
+            f"no tokenizer could be loaded from {source}: name another with tokenizer=..., or pass token"
+            f" ids to an engine with skip_tokenizer_init=True ({error})"
         ) from error

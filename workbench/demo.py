@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
 BUDGET = 64  # tokens a step: a long prompt takes several steps, and shares them with others
 BATCH = 16  # requests at once
-BLOCKS = 48  # KV blocks of 16 tokens: less than sixteen requests need
+BLOCKS = 64  # KV blocks of 16 tokens: less than sixteen requests need
 LONGEST = 512  # tokens of one request, prompt included
-SHOWN_STEPS = 20
-SHOWN_PREEMPTIONS = 4
+SHOWN_ROWS = 24  # of the table of the first steps
 BAR = 40  # characters
 
 # What the prompts share, and how each goes on. The embedded model knows such stories and such tasks.
@@ -77,18 +76,19 @@ class Prompt(NamedTuple):
     name: str
     text: str
     max_tokens: int
+    temperature: float = 0.0  # tasks have one right answer
 
 
 def prompts() -> list[Prompt]:
     """Two dozen: stories and tasks with a long prefix in common, short ones without, and two long ones."""
-    fox = [Prompt(f"fox-{i}", _FOX + end, 40 + 4 * i) for i, end in enumerate(_ENDINGS)]
+    fox = [Prompt(f"fox-{i}", _FOX + end, 40 + 4 * i, 0.7) for i, end in enumerate(_ENDINGS)]
     text = [Prompt(f"text-{i}", _TEXT + task, 96) for i, task in enumerate(_TASKS)]
     short = [
-        Prompt(f"short-{i}", f"Write a story about {who} and {what}.\n\n", 24 + 8 * (i % 4))
+        Prompt(f"short-{i}", f"Write a story about {who} and {what}.\n\n", 24 + 8 * (i % 4), 0.7)
         for i, (who, what) in enumerate(_PAIRS)
     ]
     long = [
-        Prompt(f"long-{i}", f"Text:\n{_WORDS * (4 + 3 * i)}\nTask: copy the text.\nResult:\n", 64)
+        Prompt(f"long-{i}", f"Text:\n{_WORDS * (2 + 2 * i)}\nTask: copy the text.\nResult:\n", 64)
         for i in range(2)
     ]
     # Dealt out like cards, so that long and short, shared and not, meet in one batch.
@@ -117,7 +117,7 @@ def watch(llm: LLM, work: Sequence[Prompt], output: Path) -> Trace:
     """Generate for every prompt, showing each step; then the first steps, the texts and the files."""
     with llm.trace.record() as trace:
         for number, prompt in enumerate(work):
-            params = SamplingParams(temperature=0.7, seed=number, max_tokens=prompt.max_tokens)
+            params = SamplingParams(temperature=prompt.temperature, seed=number, max_tokens=prompt.max_tokens)
             llm.add_request(prompt.text, params, request_id=prompt.name)
         steps, outputs = _drive(llm, len(work))
     _show_steps(steps)
@@ -202,23 +202,37 @@ def _bar(part: float, whole: float) -> str:
 
 
 def _show_steps(steps: Sequence[Step]) -> None:
-    first = list(steps[:SHOWN_STEPS])
-    later = [step for step in steps[SHOWN_STEPS:] if step.preempted][:SHOWN_PREEMPTIONS]
+    """The first steps, a row each; those in a row in which everybody got one token share one."""
+    groups: list[list[Step]] = []
+    for step in steps:
+        if groups and _is_quiet(step) and _is_quiet(groups[-1][-1]) and _together(step, groups[-1][-1]):
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    shown = groups[:SHOWN_ROWS]
     header = ("step", "tokens", "who got how many", "reused from the cache", "preempted", "finished")
-    say("", f"The first {len(first)} steps, a budget of {BUDGET} tokens each:", "")
-    say(*format_table(header, [_row(step) for step in first]))
-    if later:
-        say("", "Later steps that preempted, because the KV blocks ran out:", "")
-        say(*format_table(header, [_row(step) for step in later]))
+    say("", f"The first {sum(map(len, shown))} steps, a budget of {BUDGET} tokens each:", "")
+    say(*format_table(header, [_row(group) for group in shown]))
 
 
-def _row(step: Step) -> tuple[object, ...]:
+def _is_quiet(step: Step) -> bool:
+    alike = set(step.num_scheduled_tokens.values()) == {1}
+    return alike and not any(step.cached.values()) and not step.preempted and not step.finished
+
+
+def _together(step: Step, other: Step) -> bool:
+    return step.num_scheduled_tokens.keys() == other.num_scheduled_tokens.keys()
+
+
+def _row(group: Sequence[Step]) -> tuple[object, ...]:
+    step, last = group[0], group[-1]
+    index = str(step.index) if step is last else f"{step.index}–{last.index}"
     chunks = [f"{name}:{count}" for name, count in step.num_scheduled_tokens.items() if count > 1]
     ones = sum(count == 1 for count in step.num_scheduled_tokens.values())
-    who = " ".join(chunks) + (f" + {ones} × 1" if chunks else f"{ones} × 1") * bool(ones)
+    who = [*chunks, f"{ones} × 1"] if ones else chunks
     reused = " ".join(f"{name}:{count}" for name, count in step.cached.items() if count)
     tokens = sum(step.num_scheduled_tokens.values())
-    return step.index, tokens, who, reused, " ".join(step.preempted), " ".join(step.finished)
+    return index, tokens, "  ".join(who), reused, " ".join(step.preempted), " ".join(step.finished)
 
 
 def _show_texts(work: Sequence[Prompt], outputs: dict[str, RequestOutput]) -> None:

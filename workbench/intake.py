@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from workbench.build import Built
 from workbench.cache.hashing import hash_function, root_key
@@ -16,8 +16,6 @@ from workbench.parent import Parent, ReadTokens
 from workbench.prompts import Prompt, many, read_prompt
 
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
-
-T = TypeVar("T")
 
 
 class Intake:
@@ -98,7 +96,8 @@ class Intake:
         count, most = len(prompt.token_ids), config.max_model_len
         if count < most:
             return
-        if most < self._built.spec.max_position_embeddings and config.num_cache_tokens < count:
+        longest = self._built.spec.max_position_embeddings
+        if most < longest and config.num_cache_tokens < count:
             knob = "gpu_memory_utilization" if config.device == "cuda" else "kv_cache_memory_bytes"
             raise ValueError(
                 f"prompt has {count} tokens, the cache holds {config.num_cache_tokens}: raise {knob} (or"
@@ -106,7 +105,7 @@ class Intake:
             )
         raise ValueError(
             f"prompt has {count} tokens and max_model_len is {most}, which leaves no room for an answer:"
-            f" raise max_model_len (the model takes {self._built.spec.max_position_embeddings}) or shorten the prompt"
+            f" raise max_model_len (the model takes {longest}) or shorten the prompt"
         )
 
     def _seed(self, params: SamplingParams, number: int, child: int) -> int:
@@ -135,7 +134,7 @@ class Intake:
         )
 
 
-def spread(name: str, value: T | Sequence[T] | None, count: int) -> Sequence[Any]:
+def spread(name: str, value: object, count: int) -> Sequence[Any]:
     """One value for all, or a list with one a prompt."""
     if not isinstance(value, list | tuple):
         return [value] * count

@@ -1,4 +1,4 @@
-"""The front door: vLLM's API over one engine in this process. What a part below can decide is not decided here."""
+"""The front door: vLLM's API over one engine in this process. What a part below can decide, it decides."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class LLM:
         state = ", closed" if self._built is None else ""
         return (
             f"LLM({c.model!r}, {c.device_name}, {c.dtype}, {c.num_blocks} blocks of {c.block_size},"
-            f" budget {c.max_num_batched_tokens}, up to {c.max_num_seqs} requests of {c.max_model_len}{state})"
+            f" budget {c.max_num_batched_tokens}, {c.max_num_seqs} requests of {c.max_model_len}{state})"
         )
 
     # --- all at once ----------------------------------------------------------------------------------

@@ -122,12 +122,11 @@ class Parent:
         text = child.text
         if text is None:
             return ""
-        ids = token_ids.tolist()
         final = child.request.finished
         if final:
-            text.finish(ids)
+            text.finish(token_ids)
         else:
-            text.feed(ids)
+            text.feed(token_ids)
         return text.take(final=final) if delta else text.text
 
     @property

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from workbench.engine.plan import Ints
 from workbench.params import SamplingParams
 
 INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are not a character, or not yet
 
-Decode = Callable[[Sequence[int]], str]
+TokenIds = Sequence[int] | Ints
+Decode = Callable[[TokenIds], str]
 
 
 def decoder(tokenizer: Any, params: SamplingParams) -> Decode:
     """Token ids to text, with the special tokens treated as the params say."""
 
-    def decode(token_ids: Sequence[int]) -> str:
+    def decode(token_ids: TokenIds) -> str:
         text: str = tokenizer.decode(
-            list(token_ids),
+            [int(token_id) for token_id in token_ids],
             skip_special_tokens=params.skip_special_tokens,
             spaces_between_special_tokens=params.spaces_between_special_tokens,
         )
@@ -57,7 +59,7 @@ class TextStream:
         self._taken = 0  # characters handed out
         self._stopped = False
 
-    def feed(self, token_ids: Sequence[int]) -> str | None:
+    def feed(self, token_ids: TokenIds) -> str | None:
         """Take in the output's tokens so far; the stop string that has appeared, or None."""
         found = None
         while self._count < len(token_ids) and found is None:
@@ -74,7 +76,7 @@ class TextStream:
         # The text of the token that ends a request is not part of the output unless asked for.
         return not self._include_stop and token_id in self._stop_ids and self._count >= self._min_tokens
 
-    def _grow(self, token_ids: Sequence[int]) -> None:
+    def _grow(self, token_ids: TokenIds) -> None:
         shown = self._decode(token_ids[self._prefix : self._read])
         longer = self._decode(token_ids[self._prefix :])
         if len(longer) > len(shown) and not longer.endswith(INCOMPLETE):
@@ -95,7 +97,7 @@ class TextStream:
         self._stopped = True
         return stop
 
-    def finish(self, token_ids: Sequence[int]) -> None:
+    def finish(self, token_ids: TokenIds) -> None:
         """No more tokens come: what was held back is shown as it is."""
         self.feed(token_ids)
         end = self._count

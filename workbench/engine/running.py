@@ -135,8 +135,8 @@ class Running:
         return places
 
     def known_at(self, place: int) -> int:
-        base = int(self.row[place]) * self.tokens.shape[1]
-        return int(self.cursor[place]) - base
+        known: int = self.cursor[place] - self.row[place] * self.tokens.shape[1]
+        return int(known)
 
     def tokens_at(self, place: int) -> Ints:
         """The known tokens of the request at a place: a view, valid until the row is given away."""

@@ -111,7 +111,7 @@ class Batch:
     ) -> list[Bucket]:
         """Neighbours in the layout that are worth attending together."""
         buckets = []
-        for first, end in self._cuts(starts, counts):
+        for first, end in self._cuts(starts, counts, window):
             count = int(counts[first])
             whole = not starts[first] and window is None
             step = count if whole or count <= GEMV_QUERIES else MASKED_QUERIES
@@ -124,21 +124,24 @@ class Batch:
                 buckets.append(make_bucket(begin, heads, part, blocks, self.block_size, window))
         return buckets
 
-    def _cuts(self, starts: Longs, counts: Longs) -> list[tuple[int, int]]:
+    def _cuts(self, starts: Longs, counts: Longs, window: int | None) -> list[tuple[int, int]]:
         """Where the layout parts into buckets: [first, end) of rows, in the order of count, then length."""
         cuts, first = [], 0
         pairs = list(zip(starts.tolist(), counts.tolist(), strict=True))
         for here in range(1, len(pairs) + 1):
-            if here < len(pairs) and self._together(pairs[first], pairs[here], here - first):
+            if here < len(pairs) and self._together(pairs[first], pairs[here], here - first, window):
                 continue
             cuts.append((first, here))
             first = here
         return cuts
 
-    def _together(self, first: tuple[int, int], other: tuple[int, int], rows: int) -> bool:
+    def _together(
+        self, first: tuple[int, int], other: tuple[int, int], rows: int, window: int | None
+    ) -> bool:
         if first[1] != other[1]:
             return False
         if first[1] > GEMV_QUERIES:
-            # Rows that start together, unless they would have to be split.
-            return first[0] == other[0] and (first[0] == 0 or first[1] <= MASKED_QUERIES)
+            # Rows that start together, unless they have to be split: what is masked and long.
+            whole = first[0] == 0 and window is None
+            return first[0] == other[0] and (whole or first[1] <= MASKED_QUERIES)
         return (other[0] - first[0]) * rows <= PADDING_WORTH_A_BUCKET

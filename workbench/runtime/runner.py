@@ -22,7 +22,7 @@ from workbench.runtime.sampler import Sampled, Sampler, to_columns
 class Ticket(NamedTuple):
     """A step that was launched; its tokens are on the device."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, unused here
     rows: Ints
     sampled: Sampled
     launch_s: float
