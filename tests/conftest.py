@@ -7,7 +7,10 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports transformers
+# Before anything imports transformers or torch: no network, and threads that do not spin while they wait,
+# which on shared cores costs tenfold.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Two shared cores stall at times; a deadline would turn that into a failure.
 settings.register_profile("workbench", deadline=None, suppress_health_check=[HealthCheck.too_slow])

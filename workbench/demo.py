@@ -47,10 +47,10 @@ _ENDINGS = (
     " She wanted to see the sea.",
 )
 _TEXT = (
-    "Text:\nEvery Monday, Tom brings bread to the mill.\nIt was cloudy when Tom found the small boat.\n"
-    "The captain gave Tom a map and a silver key.\nOn Friday, Tom will sail to the island.\n"
-    "Nobody knows what is in the box.\nAt night the old lighthouse is dark.\n"
-    "Tom keeps the key under his pillow.\n\nTask: "
+    "Text:\nEvery Monday, Tom cleans the lantern before breakfast.\nIt was cloudy when Tom found the key.\n"
+    "On Friday, Tom will buy a boat in Lisbon.\nTom is a baker and lives in Oslo with Clara.\n"
+    "Tom painted the lantern blue.\nA black cat ran past Tom and knocked over the lamp.\n"
+    "Tom put the key under the bed and went home.\n\nTask: "
 )
 _TASKS = (
     "copy the text.\nResult:\n",
@@ -58,7 +58,7 @@ _TASKS = (
     "reverse the order of the lines.\nResult:\n",
     "write the text in uppercase.\nResult:\n",
     "replace the word key with coin.\nResult:\n",
-    "replace the word island with harbor.\nResult:\n",
+    "replace the word boat with drum.\nResult:\n",
 )
 _PAIRS = (
     ("a rabbit", "a kite"), ("a baker", "a bell"), ("an owl", "a map"), ("a boy", "a whistle"),
