@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -291,3 +292,18 @@ def test_the_report_command_makes_the_page_of_a_saved_trace(busy: House, tmp_pat
     assert main(["report", str(tmp_path / "trace"), "-o", str(tmp_path / "saved.html")]) == 0
     direct = busy.trace.to_report(tmp_path / "direct.html").read_text(encoding="utf-8")
     assert (tmp_path / "saved.html").read_text(encoding="utf-8") == direct
+
+
+# --- without pandas -------------------------------------------------------------------------------------
+
+
+def test_frames_without_pandas_say_what_to_install(busy: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(RuntimeError, match=r"pip install 'workbench\[notebook\]'"):
+        busy.trace.steps  # noqa: B018
+
+
+def test_files_and_pages_need_no_pandas(busy: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    busy.trace.to_csv(tmp_path)
+    Trace.load(tmp_path).to_report(tmp_path / "r.html")
