@@ -2,14 +2,18 @@
 
 A grammar file holds `@rule` lines, each followed by one alternative a line (`#` opens a comment). In an alternative:
 `[a|b|]` is one of several texts, `<rule>` one alternative of a rule or a word of a word list, `{slot}` a fact,
-`{Slot}` the same with a capital, `{a:slot}` and `<a:rule>` with the indefinite article, `//` a new line.
+`{Slot}` the same with a capital, `{a:slot}` and `<a:rule>` with the indefinite article, `<s:rule>` in the plural,
+`<x=rule>` a text that is also kept as fact x, `<at_{slot}>` the rule that a fact names (`@at_` when there is none of
+that name), `//` a new line. Within one text an
+alternative is seldom taken twice.
 """
 
 import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
-from typing import Final, TypeAlias
+from types import MappingProxyType
+from typing import Final, TypeAlias, TypeVar
 
 from workbench.models.zoo.corpus.dice import Dice
 from workbench.models.zoo.corpus.lexicon import lexicon
@@ -17,6 +21,7 @@ from workbench.models.zoo.corpus.lexicon import lexicon
 Part: TypeAlias = "str | Choice | Slot | Ref"
 Sequence_: TypeAlias = tuple[Part, ...]
 
+T = TypeVar("T")
 TOKEN: Final = re.compile(r"[\[\]|]|\{[^}]*\}|<[^>]*>|[^\[\]|{<]+")
 BLANKS: Final = re.compile(r" {2,}")
 STRAY_BLANK: Final = re.compile(r" (?=[.,;:!?\n])|(?<=\n) ")
@@ -24,6 +29,15 @@ SENTENCE_START: Final = re.compile(r"(?:^|[.!?] |\.\" |\n)[a-z]")
 VOWEL_SOUND: Final = re.compile(
     r"(?!one\b|us[eu]|uni[cqf]|uku|eu|once\b)[aeiou]|hour|honest|honor|heir", re.I
 )
+PLURALS: Final = MappingProxyType(
+    {
+        **{same: same for same in "sheep deer moose shrimp series scissors tongs pliers binoculars noodles pasta".split()},
+        "mouse": "mice", "goose": "geese", "wolf": "wolves", "ox": "oxen", "child": "children", "foot": "feet",
+        "tooth": "teeth", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "scarf": "scarves", "loaf": "loaves",
+        "tomato": "tomatoes", "potato": "potatoes", "mango": "mangoes", "hoof": "hooves", "corn": "ears of corn",
+        "iris": "irises", "octopus": "octopuses", "yo-yo": "yo-yos", "pocketknife": "pocketknives",
+    }
+)  # fmt: skip
 
 
 class Choice:
@@ -38,10 +52,10 @@ class Choice:
 class Slot:
     """A fact's place."""
 
-    __slots__ = ("article", "capital", "name")
+    __slots__ = ("capital", "form", "name")
 
     def __init__(self, inner: str) -> None:
-        self.article, name = split_article(inner)
+        self.form, name = split_form(inner)
         self.capital = name[0].isupper() and len(name) > 1
         self.name = name[0].lower() + name[1:] if self.capital else name
 
@@ -49,20 +63,42 @@ class Slot:
 class Ref:
     """A rule's place."""
 
-    __slots__ = ("article", "name")
+    __slots__ = ("bound", "form", "kept_form", "name", "slot")
 
     def __init__(self, inner: str) -> None:
-        self.article, self.name = split_article(inner)
+        self.form, rest = split_form(inner)
+        self.bound, _, rest = rest.rpartition("=")  # the fact that keeps the text, or empty
+        self.kept_form, rest = split_form(rest) if self.bound else ("", rest)
+        self.name, _, slot = rest.partition("{")
+        self.slot = slot.rstrip("}")  # the fact that completes the rule's name, or empty
 
 
-def split_article(inner: str) -> tuple[bool, str]:
-    """Whether the name asks for an indefinite article, and the name."""
-    return (True, inner[2:]) if inner.startswith("a:") else (False, inner)
+def split_form(inner: str) -> tuple[str, str]:
+    """The form asked for (`a`: with the indefinite article, `s`: plural, or none), and the name."""
+    return (inner[0], inner[2:]) if inner[1:2] == ":" else ("", inner)
 
 
 def with_article(phrase: str) -> str:
     """The phrase behind `a` or `an`."""
     return ("an " if VOWEL_SOUND.match(phrase) else "a ") + phrase
+
+
+def plural(noun: str) -> str:
+    """The noun's plural, as regular English has it but for the nouns of the word lists that differ."""
+    if noun in PLURALS:
+        return PLURALS[noun]
+    if noun.endswith(("man", "woman")):
+        return noun[:-2] + "en"
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def formed(text: str, form: str) -> str:
+    """The text in the form asked for."""
+    if form == "a":
+        return with_article(text)
+    return plural(text) if form == "s" else text
 
 
 def capitalised(text: str) -> str:
@@ -116,6 +152,28 @@ def parse_choice(tokens: list[str], at: int) -> tuple[Choice, int]:
             return Choice(tuple(options)), at
 
 
+class Telling:
+    """One text in the making: its facts, its dice, what has been written and which alternatives were taken."""
+
+    __slots__ = ("dice", "facts", "out", "taken")
+
+    def __init__(self, facts: Mapping[str, str], dice: Dice) -> None:
+        self.facts, self.dice = dict(facts), dice
+        self.out: list[str] = []
+        self.taken: dict[int, set[int]] = {}  # by the identity of the alternatives
+
+    def pick(self, options: tuple[T, ...]) -> T:
+        """One alternative, if possible one that this text does not have yet."""
+        taken = self.taken.setdefault(id(options), set())
+        at = self.dice.below(len(options))
+        for _ in range(3):
+            if at not in taken:
+                break
+            at = self.dice.below(len(options))
+        taken.add(at)
+        return options[at]
+
+
 class Grammar:
     """Rules by name, expanded under given facts and dice."""
 
@@ -127,35 +185,40 @@ class Grammar:
 
     def expand(self, rule: str, facts: Mapping[str, str], dice: Dice) -> str:
         """One text of the rule. Raises KeyError for an unknown rule or fact."""
-        out: list[str] = []
-        self.write(dice.pick(self.rules[rule]), facts, dice, out)
-        return tidy("".join(out))
+        telling = Telling(facts, dice)
+        self.write(telling.pick(self.rules[rule]), telling)
+        return tidy("".join(telling.out))
 
-    def write(self, parts: Sequence_, facts: Mapping[str, str], dice: Dice, out: list[str]) -> None:
+    def write(self, parts: Sequence_, telling: Telling) -> None:
         """Appends the texts of the parts."""
         for part in parts:
             if isinstance(part, str):
-                out.append(part)
+                telling.out.append(part)
             elif isinstance(part, Choice):
-                self.write(dice.pick(part.options), facts, dice, out)
+                self.write(telling.dice.pick(part.options), telling)
             elif isinstance(part, Slot):
-                text = facts[part.name]
-                text = with_article(text) if part.article else text
-                out.append(capitalised(text) if part.capital else text)
+                text = formed(telling.facts[part.name], part.form)
+                telling.out.append(capitalised(text) if part.capital else text)
             else:
-                self.write_ref(part, facts, dice, out)
+                self.write_ref(part, telling)
 
-    def write_ref(self, ref: Ref, facts: Mapping[str, str], dice: Dice, out: list[str]) -> None:
-        """Appends one alternative of a rule, or one word of a word list."""
-        if ref.name in self.rules:
-            if not ref.article:
-                return self.write(dice.pick(self.rules[ref.name]), facts, dice, out)
-            inner: list[str] = []
-            self.write(dice.pick(self.rules[ref.name]), facts, dice, inner)
-            out.append(with_article("".join(inner)))
+    def write_ref(self, ref: Ref, telling: Telling) -> None:
+        """Appends one alternative of a rule, or one word of a word list, in the form asked for."""
+        name = ref.name
+        if ref.slot:
+            full = name + telling.facts[ref.slot].replace(" ", "_")
+            name = full if full in self.rules else name
+        if name not in self.rules:
+            text = telling.pick(self.words[name])
+        elif ref.form or ref.bound:
+            outer, telling.out = telling.out, []
+            self.write(telling.pick(self.rules[name]), telling)
+            text, telling.out = "".join(telling.out), outer
         else:
-            word = dice.pick(self.words[ref.name])
-            out.append(with_article(word) if ref.article else word)
+            return self.write(telling.pick(self.rules[name]), telling)
+        if ref.bound:
+            telling.facts[ref.bound] = text = formed(text, ref.kept_form)
+        telling.out.append(formed(text, ref.form))
         return None
 
 

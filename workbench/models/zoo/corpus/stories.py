@@ -11,10 +11,13 @@ from workbench.models.zoo.corpus.item import Rendered, Task
 from workbench.models.zoo.corpus.lexicon import lexicon
 
 KINDS = (("free", 1.0), ("asked", 1.0))
-FILES = ("stories_plots", "stories_parts")
+FILES = (
+    "stories_plots_home", "stories_plots_people", "stories_plots_town", "stories_plots_wild", "stories_parts",
+    "stories_talk", "stories_places", "stories_kinds", "stories_jobs", "stories_things",
+)  # fmt: skip
 PRONOUNS = {
-    "he": {"he": "he", "him": "him", "his": "his", "himself": "himself"},
-    "she": {"he": "she", "him": "her", "his": "her", "himself": "herself"},
+    "he": {"he": "he", "him": "him", "his": "his", "hers": "his", "himself": "himself"},
+    "she": {"he": "she", "him": "her", "his": "her", "hers": "hers", "himself": "herself"},
 }
 ANIMALS = (
     "fox rabbit bear mouse cat dog horse goat sheep pig duck goose hen owl crow robin sparrow swan eagle parrot penguin otter"
@@ -62,7 +65,9 @@ def draw_kind(dice: Dice, girl: bool) -> str:
     child = dice.pick(("girl", "girl", "young woman", "princess", "old woman") if girl else
                       ("boy", "boy", "young man", "prince", "old man"))  # fmt: skip
     sort = dice.weighted((("child", 0.4), ("animal", 0.35), ("job", 0.25)))
-    return {"child": child, "animal": dice.pick(ANIMALS), "job": dice.pick(lexicon()["job"])}[sort]
+    animal = dice.pick(ANIMALS)
+    animal = "rooster" if animal == "hen" and not girl else animal
+    return {"child": child, "animal": animal, "job": dice.pick(lexicon()["job"])}[sort]
 
 
 def content(facts: Facts) -> str:
@@ -82,10 +87,16 @@ def slots(facts: Facts) -> dict[str, str]:
     return words
 
 
+def companion(facts: Facts, story: str) -> str:
+    """What a request may name beside the hero: the thing, the second character or the place, whichever occurs."""
+    place = facts.place.split("|")[0]
+    return next((word for word in (facts.thing, facts.other_kind, place) if word in story), "friend")
+
+
 def render(facts: Facts, dice: Dice) -> Rendered:
     """The story, with or without a line that asks for it."""
     story = grammar.load(*FILES).expand(facts.plot, slots(facts), dice)
-    about = f"{grammar.with_article(facts.hero_kind)} and {grammar.with_article(facts.thing)}"
+    about = f"{grammar.with_article(facts.hero_kind)} and {grammar.with_article(companion(facts, story))}"
     ask = dice.pick(("Tell me a story about {}.", "Write a story about {}.", "Can you tell a story with {}?"))
     prompt = f"Write a story about {about}.\n\n" if facts.asked else ""
     return Rendered(prompt, ask.format(about), story, glue="")
