@@ -117,6 +117,26 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], t
     assert shown.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--version"], 0, f"workbench {workbench.__version__}"),
+        ([], 2, "COMMAND"),
+        (["report", "nothing"], 2, "workbench: nothing holds no trace"),
+        (["bench", "--help"], 0, "usage: workbench bench"),
+        (["zoo", "--help"], 0, "usage: workbench zoo"),
+    ],
+)
+def test_a_fresh_process_ends_with_a_status_and_no_traceback(
+    arguments: list[str], status: int, says: str
+) -> None:
+    command = [sys.executable, "-m", "workbench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == status
+    assert says in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_interrupt_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(output: Path) -> None:
         raise KeyboardInterrupt

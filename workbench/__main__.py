@@ -15,6 +15,7 @@ from pathlib import Path
 
 import workbench
 from workbench.console import say
+from workbench.errors import MissingExtra
 
 FAILED = 2  # a wrong argument or a file that is not there
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted", to=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, workbench.errors.MissingExtra) as error:
+    except (ValueError, OSError, MissingExtra) as error:
         say(f"workbench: {error}", to=sys.stderr)
         return FAILED
 
