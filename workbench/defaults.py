@@ -24,9 +24,15 @@ def default_sampling_params(folder: Path) -> SamplingParams:
     if not file.is_file():
         return SamplingParams()
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    return SamplingParams(
-        **{ours: found[name] for name, ours in _NAMES.items() if found.get(name) is not None}
-    )
+        raise ValueError(f"{file} is not JSON ({error}): download it again, or delete it") from error
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{file} holds a {type(found).__name__}, not an object: download it again, or delete it"
+        )
+    given = {ours: found[name] for name, ours in _NAMES.items() if found.get(name) is not None}
+    try:
+        return SamplingParams(**given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}; correct it, or pass sampling_params") from error

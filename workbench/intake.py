@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.build import Built
@@ -21,10 +21,13 @@ _WORD = 0xFFFF_FFFF_FFFF_FFFF
 class Intake:
     """Checks prompts and params against one engine and makes their requests."""
 
-    def __init__(self, built: Built, clock: Clock, read_tokens: ReadTokens) -> None:
+    def __init__(
+        self, built: Built, clock: Clock, read_tokens: ReadTokens, in_use: Callable[[str], bool]
+    ) -> None:
         self._built = built
         self._clock = clock
         self._read_tokens = read_tokens
+        self._in_use = in_use  # whether a request id is taken
         self._numbers = itertools.count()
         self._digest = hash_function(built.config.prefix_caching_hash_algo)
 
@@ -49,7 +52,8 @@ class Intake:
             except (ValueError, TypeError) as error:
                 if len(prompts) == 1:
                     raise
-                raise type(error)(f"prompt {index} of {len(prompts)}: {error}") from error
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"prompt {index} of {len(prompts)}: {error}") from error
         return parents
 
     def one(
@@ -67,6 +71,8 @@ class Intake:
         """
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params is {params!r}: use SamplingParams(...)")
+        if not isinstance(request_id, str | None):
+            raise TypeError(f"request_id is {request_id!r}: use a str, or leave it out")
         if lora_request is not None:
             raise ValueError("lora_request: LoRA is not available yet; leave it out")
         params = params.clone()
@@ -79,14 +85,20 @@ class Intake:
             raise ValueError("stop strings need a tokenizer (skip_tokenizer_init): use stop_token_ids")
         read = read_prompt(prompt, self._built.tokenizer)
         self._check_prompt(read)
-        number = next(self._numbers)
+        number = self._next_number(params.n)
         name = str(number) if request_id is None else request_id
         parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
-        for child in range(params.n):
-            own = name if params.n == 1 else f"{child}_{name}"
+        for child, own in enumerate(_names(name, params.n)):
             seed = self._seed(params, number, child)
             parent.add(self._request(own, read, params, seed, integer("priority", priority)))
         return parent
+
+    def _next_number(self, n: int) -> int:
+        """The next number that is nobody's id; people may have given theirs any name."""
+        number = next(self._numbers)
+        while any(self._in_use(name) for name in (str(number), *_names(str(number), n))):
+            number = next(self._numbers)
+        return number
 
     def _check_prompt(self, prompt: Prompt) -> None:
         config, vocab = self._built.config, self._built.spec.vocab_size
@@ -132,6 +144,11 @@ class Intake:
             tables=cache.open(root_key(self._digest, extra)),
             priority=priority,
         )
+
+
+def _names(name: str, n: int) -> list[str]:
+    """Ids of the n requests behind one prompt, as in vLLM."""
+    return [name] if n == 1 else [f"{child}_{name}" for child in range(n)]
 
 
 def spread(name: str, value: object, count: int) -> Sequence[Any]:

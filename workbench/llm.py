@@ -6,7 +6,8 @@ import asyncio
 import gc
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ from workbench.outputs import RequestOutput
 from workbench.params import BeamSearchParams, LoRARequest, RequestOutputKind, SamplingParams
 from workbench.parent import Parent
 from workbench.progress import Progress
+from workbench.prompts import conversations_of
 from workbench.step import Step, describe
 from workbench.worker import Worker
 
@@ -103,8 +105,9 @@ class LLM:
         self._emit = Emitter()
         self._built: Built | None = build(settings, self._clock, self._emit)
         self.config: EngineConfig = self._built.config
-        self._intake = Intake(self._built, self._clock, self._engine.scheduler.tokens_of)
+        self._intake = Intake(self._built, self._clock, self._engine.scheduler.tokens_of, self._in_use)
         self._open: dict[str, Parent] = {}  # by request id, until it ends
+        self._children: set[str] = set()  # ids of the open requests' children, where n > 1
         self._by_hand: dict[str, Parent] = {}  # added by add_request, until step() has told their end
         self._queues: dict[Parent, Callable[[BaseException], None]] = {}  # async callers, to hear of a crash
         self._worker = Worker(self._engine, self._crashed)
@@ -195,7 +198,7 @@ class LLM:
             raise ValueError("the model has no chat template: pass chat_template=..., or use generate")
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message goes with add_generation_prompt=False")
-        conversations = [messages] if messages and isinstance(messages[0], dict) else list(messages)
+        conversations = conversations_of(messages)
         prompts = [
             tokenizer.apply_chat_template(
                 conversation,
@@ -238,8 +241,8 @@ class LLM:
             if (output := parent.output(RequestOutputKind.DELTA)) is not None:
                 arrived.append(output)
 
+        self._submit([parent], listen, streams=True)
         try:
-            self._submit([parent], listen, streams=True)
             while True:
                 self._drive([parent], lambda: bool(arrived) or parent.finished)
                 while arrived:
@@ -260,22 +263,29 @@ class LLM:
         """As `stream`, for async code; several at once share batches. One worker thread drives the engine."""
         params = self.get_default_sampling_params() if params is None else params
         parent = self._intake.one(prompt, params, None, lora_request, priority)
-        loop = asyncio.get_running_loop()
+        loop, worker = asyncio.get_running_loop(), self._worker
         queue: asyncio.Queue[RequestOutput | BaseException] = asyncio.Queue()
 
         def put(item: RequestOutput | BaseException) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop has closed: nobody listens any more
                 loop.call_soon_threadsafe(queue.put_nowait, item)
 
         def listen(request: Request) -> None:
             if (output := parent.output(RequestOutputKind.DELTA)) is not None:
                 put(output)
             if request.finished:
-                self._worker.ended()
+                worker.ended([request])
+
+        def add() -> None:
+            try:
+                self._add([parent], listen, streams=True)
+            except (ValueError, RuntimeError) as error:  # concerns this caller alone
+                worker.ended(parent.requests)
+                put(error)
 
         self._queues[parent] = put
         try:
-            self._worker.post(lambda: self._add([parent], listen, streams=True), opens=len(parent.children))
+            worker.post(add, opens=parent.requests)
             while True:
                 item = await queue.get()
                 if isinstance(item, BaseException):
@@ -286,8 +296,7 @@ class LLM:
         finally:
             del self._queues[parent]
             if not parent.finished and self._built is not None:
-                engine = self._engine
-                self._worker.post(lambda: engine.abort(parent.requests))
+                worker.post(lambda: self._end([parent]))
 
     def _crashed(self, error: BaseException) -> None:
         for put in list(self._queues.values()):
@@ -306,8 +315,7 @@ class LLM:
         """Queue a prompt for `step`; its id."""
         params = self.get_default_sampling_params() if params is None else params
         parent = self._intake.one(prompt, params, request_id, lora_request, priority)
-        self._submit([parent], lambda _: None)
-        self._by_hand[parent.request_id] = parent
+        self._submit([parent], None)
         return parent.request_id
 
     def abort(self, request_id: str | Sequence[str]) -> None:
@@ -322,8 +330,9 @@ class LLM:
     def step(self) -> Step:
         """Plan, launch, collect and commit one step, synchronously; what it did, with new outputs."""
         engine = self._engine
-        with engine.turn:
+        with engine.undisturbed() as interrupts:
             commit = engine.step()
+            interrupts.check()  # while nothing has been told, so that the next step tells it
             touched = {id(r) for r in (*commit.requests, *commit.finished)} if commit is not None else set()
             outputs = []
             for name, parent in list(self._by_hand.items()):
@@ -338,30 +347,45 @@ class LLM:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _submit(
-        self, parents: Sequence[Parent], listen: Callable[[Request], None], *, streams: bool = False
+        self, parents: Sequence[Parent], listen: Callable[[Request], None] | None, *, streams: bool = False
     ) -> None:
-        with self._engine.turn:
-            self._add(parents, listen, streams=streams)
+        try:
+            with self._engine.undisturbed():
+                self._add(parents, listen, streams=streams)
+        except BaseException:
+            self._abort(parents)
+            raise
 
-    def _add(self, parents: Sequence[Parent], listen: Callable[[Request], None], *, streams: bool) -> None:
-        """Queue requests; in the engine's turn."""
+    def _add(
+        self, parents: Sequence[Parent], listen: Callable[[Request], None] | None, *, streams: bool
+    ) -> None:
+        """Queue requests, in the engine's turn; those nobody listens to are told by `step`."""
         for parent in parents:
-            if parent.request_id in self._open:
-                raise ValueError(
-                    f"request id {parent.request_id!r} is in use: choose another, or leave it out"
-                )
+            for name in parent.names:
+                if self._in_use(name):
+                    raise ValueError(f"request id {name!r} is in use: choose another, or leave it out")
         for parent in parents:
             self._open[parent.request_id] = parent
+            self._children.update(parent.names[1:])
+            if listen is None:
+                self._by_hand[parent.request_id] = parent
             for request in parent.requests:
                 request.streams = streams
                 request.listener = self._listener(parent, listen)
                 self._engine.scheduler.add(request)
 
-    def _listener(self, parent: Parent, listen: Callable[[Request], None]) -> Callable[[Request], None]:
+    def _in_use(self, name: str) -> bool:
+        return name in self._open or name in self._by_hand or name in self._children
+
+    def _listener(
+        self, parent: Parent, listen: Callable[[Request], None] | None
+    ) -> Callable[[Request], None]:
         def told(request: Request) -> None:
             if parent.finished:
                 self._open.pop(parent.request_id, None)
-            listen(request)
+                self._children.difference_update(parent.names[1:])
+            if listen is not None:
+                listen(request)
 
         return told
 
@@ -374,11 +398,16 @@ class LLM:
             raise
 
     def _abort(self, parents: Sequence[Parent]) -> None:
-        requests = [request for parent in parents for request in parent.requests if not request.finished]
-        if requests and self._built is not None:
-            with self._engine.turn:
+        if self._built is not None and not all(parent.finished for parent in parents):
+            with self._engine.undisturbed():
                 self._engine.drain()
-                self._engine.abort(requests)
+                self._end(parents)
+
+    def _end(self, parents: Iterable[Parent]) -> None:
+        """Abort those of the requests that are open here, in the engine's turn."""
+        parents = [parent for parent in parents if self._open.get(parent.request_id) is parent]
+        if parents:
+            self._engine.abort([request for parent in parents for request in parent.requests])
 
     # --- around ---------------------------------------------------------------------------------------
 
@@ -398,7 +427,7 @@ class LLM:
 
     def reset_prefix_cache(self) -> bool:
         """Forget every cached prefix; False, and nothing done, while requests hold blocks."""
-        with self._engine.turn:
+        with self._engine.undisturbed():
             self._engine.drain()
             pool = self._engine.scheduler.cache.pool
             if pool.num_held:
@@ -410,13 +439,13 @@ class LLM:
         """End what is open and give all memory back. The trace can still be read."""
         if self._built is None:
             return
-        with self._engine.turn:
+        with self._engine.undisturbed():
             self._engine.drain()
-            self._engine.abort([request for parent in self._open.values() for request in parent.requests])
+            self._end(list(self._open.values()))
         on_gpu = self.config.device == "cuda"
         del self._intake, self._worker
         self._built = None
-        self._open.clear()
+        self._by_hand.clear()
         gc.collect()
         if on_gpu:
             import torch

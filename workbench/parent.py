@@ -62,6 +62,12 @@ class Parent:
         return [child.request for child in self.children]
 
     @property
+    def names(self) -> list[str]:
+        """Its own id, then its children's where they have their own."""
+        own = [child.request.request_id for child in self.children]
+        return own if self.params.n == 1 else [self.request_id, *own]
+
+    @property
     def finished(self) -> bool:
         return all(child.request.finished for child in self.children)
 

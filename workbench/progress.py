@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -9,6 +10,8 @@ from typing import Any
 
 from workbench.engine.request import Request
 from workbench.parent import Parent
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -33,13 +36,21 @@ class Progress:
     def ended(self, request: Request) -> None:
         """One request has ended."""
         self.remaining -= 1
-        if self._bar is not None:
-            self._tokens_in += request.num_prompt_tokens
-            self._tokens_out += len(request.token_ids) - request.num_prompt_tokens
-            seconds = time.perf_counter() - self._began
-            speed = f"{self._tokens_in / seconds:.0f} in, {self._tokens_out / seconds:.0f} out tok/s"
-            self._bar.set_postfix_str(speed, refresh=False)
-            self._bar.update(1)
+        self._tokens_in += request.num_prompt_tokens
+        self._tokens_out += len(request.token_ids) - request.num_prompt_tokens
+        if self._bar is None:
+            return
+        try:
+            self._show()
+        except Exception as error:  # noqa: BLE001 - whatever a bar does, the requests of others go on
+            logger.warning("the progress bar %r raised %r and is set aside", self._bar, error)
+            self._bar = None
+
+    def _show(self) -> None:
+        seconds = time.perf_counter() - self._began
+        speed = f"{self._tokens_in / seconds:.0f} in, {self._tokens_out / seconds:.0f} out tok/s"
+        self._bar.set_postfix_str(speed, refresh=False)
+        self._bar.update(1)
 
     def __enter__(self) -> Progress:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -80,15 +81,41 @@ def _mapping_parts(prompt: Mapping[str, Any]) -> tuple[str | None, Any | None, s
     return text, token_ids, salt
 
 
+def conversations_of(messages: Any) -> list[Any]:
+    """One conversation or several, as a list of lists of messages."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise TypeError(f"messages is {messages!r}: use a list of {{'role': ..., 'content': ...}} dicts")
+    found = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+    for conversation in found:
+        if not isinstance(conversation, Sequence) or isinstance(conversation, str | bytes):
+            raise TypeError(f"a conversation is a list of message dicts, not {conversation!r}")
+        for message in conversation:
+            if not isinstance(message, Mapping) or "role" not in message:
+                raise TypeError(f"a message is a dict with 'role' and 'content', not {message!r}")
+    return found
+
+
 def _to_array(token_ids: Any) -> Ints:
+    if not isinstance(token_ids, Sequence):  # an array or a tensor
+        token_ids = np.asarray(token_ids)
+        flat = token_ids.ndim == 1 and token_ids.dtype.kind in "iu"
+    else:
+        kinds = set(map(type, token_ids))
+        flat = not isinstance(token_ids, str | bytes) and all(map(_is_integral, kinds))
+    if not flat:
+        raise TypeError(f"prompt_token_ids is a flat list of ints, not {reprlib.repr(token_ids)}")
     try:
-        ids = np.array(token_ids)
-    except (ValueError, OverflowError) as error:
-        raise TypeError("prompt_token_ids is a flat list of ints") from error
-    if ids.size and (ids.ndim != 1 or ids.dtype.kind not in "iu"):
-        raise TypeError("prompt_token_ids is a flat list of ints")
-    if ids.size and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
-        raise ValueError(
-            f"token id {int(ids.min() if ids.min() < 0 else ids.max())} is not in the vocabulary"
-        )
+        ids = np.array(token_ids, np.int64)
+    except OverflowError:
+        raise _not_a_token(max(token_ids, key=abs)) from None
+    if len(ids) and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+        raise _not_a_token(int(ids.min() if ids.min() < 0 else ids.max()))
     return ids.astype(np.int32)
+
+
+def _not_a_token(wrong: int) -> ValueError:
+    return ValueError(f"token id {wrong} is not in the vocabulary: ids are 0 or more, and of 32 bits")
+
+
+def _is_integral(kind: type) -> bool:
+    return issubclass(kind, int | np.integer) and kind is not bool

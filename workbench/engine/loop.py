@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from workbench.engine.plan import StepPlan
@@ -106,6 +107,12 @@ class Engine(Generic[Ticket]):
         self.scheduler.abort(ending)
         self._tell((), ending)
 
+    @contextmanager
+    def undisturbed(self) -> Iterator[InterruptsDeferred]:
+        """This thread's turn. Ctrl-C comes when it is over: no book is left half written."""
+        with InterruptsDeferred() as interrupts, self.turn:
+            yield interrupts
+
     def run_until(self, done: Callable[[], bool]) -> None:
         """Drive steps until `done()`, letting other threads have their turns; Ctrl-C comes between steps."""
         with InterruptsDeferred() as interrupts:
@@ -116,9 +123,9 @@ class Engine(Generic[Ticket]):
                     assert self.scheduler.has_work, "somebody waits for a request that is not in the engine"
                     self.advance()
                 interrupts.check()
-        with self.turn:
-            if not self.scheduler.running.count and not len(self.scheduler.waiting):
-                self.drain()  # what is still in flight computes for nobody
+            with self.turn:
+                if not self.scheduler.running.count and not len(self.scheduler.waiting):
+                    self.drain()  # what is still in flight computes for nobody
 
     @staticmethod
     def _tell(streamed: Iterable[Request], finished: Iterable[Request]) -> None:
