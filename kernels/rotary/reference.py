@@ -53,13 +53,14 @@ def qk_rotary(
     if positions is not None:
         cos_sin = cos_sin.index_select(0, positions)
     turned = num_heads + num_kv_heads
-    heads = qkv.unflatten(-1, (turned + num_kv_heads, head_dim))  # [T, turned + num_kv_heads, head_dim]
-    qk = heads[:, :turned]
+    heads = qkv.view(-1, turned + num_kv_heads, head_dim)
+    qk = heads.narrow(1, 0, turned)
     if q_norm is not None and k_norm is not None:
         weight = torch.cat((q_norm.expand(num_heads, -1), k_norm.expand(num_kv_heads, -1)))
         qk = rms_norm(qk, weight, eps)  # one norm over all heads, each with its own weight
     qk = _turn(qk, cos_sin)
-    return Heads(qk[:, :num_heads], qk[:, num_heads:], heads[:, turned:])
+    v = heads.narrow(1, turned, num_kv_heads)
+    return Heads(qk.narrow(1, 0, num_heads), qk.narrow(1, num_heads, num_kv_heads), v)
 
 
 def _turn(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -67,10 +68,12 @@ def _turn(x: Tensor, cos_sin: Tensor) -> Tensor:
 
     Three passes over memory: (x1, x2) · cos in one, then − x2 · sin and + x1 · sin added in place.
     """
-    half = x.shape[-1] // 2
-    cos, sin = cos_sin.unsqueeze(1).unflatten(-1, (2, half)).split(1, dim=-2)  # each [T, 1, 1, half]
-    pairs = x.unflatten(-1, (2, half))  # [T, heads, 2, half]
-    out = pairs * cos
-    out[:, :, :1].addcmul_(pairs[:, :, 1:], sin, value=-1)
-    out[:, :, 1:].addcmul_(pairs[:, :, :1], sin)
-    return out.flatten(-2).to(x.dtype)
+    num_tokens, num_heads, head_dim = x.shape
+    pairs = x.view(num_tokens, num_heads, 2, head_dim // 2)
+    cos, sin = cos_sin.view(num_tokens, 1, 2, head_dim // 2).unbind(2)  # each [T, 1, head_dim / 2]
+    out = pairs * cos.unsqueeze(1)
+    first, second = pairs.unbind(2)
+    turned_first, turned_second = out.unbind(2)
+    turned_first.addcmul_(second, sin, value=-1)
+    turned_second.addcmul_(first, sin)
+    return out.view(x.shape).to(x.dtype)

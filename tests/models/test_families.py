@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.models.checkpoints import build, expected, rewrite, saved, tokens
-from tests.models.dense_attend import logits
+from tests.models.dense_attend import DenseAttend, logits
 from workbench.models.loading import load_model
 from workbench.models.spec import read_spec
 
@@ -149,6 +149,17 @@ def test_old_configs_mean_the_same(rope: str, kind_name: str, tmp_path: Path) ->
     assert_same_logits(folder, model, LENGTH)
 
 
+def test_the_length_of_the_pretraining_beside_the_rope_settings(tmp_path: Path) -> None:
+    """Some checkpoints state it outside rope_parameters, and transformers then goes by that."""
+    from transformers import AutoModelForCausalLM
+
+    folder = saved(build("llama", rope_parameters={"rope_theta": 100.0, **ROPES["yarn"]}), tmp_path)
+    rewrite(folder, original_max_position_embeddings=64)
+    oracle = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    assert read_spec(folder).rope.original_max_position_embeddings == 64
+    assert_same_logits(folder, oracle, 100)
+
+
 @pytest.mark.parametrize("case", ["llama", "mistral with a window", "qwen2 with windows", "qwen3"])
 def test_chunks_add_up_to_the_whole(case: str, tmp_path: Path) -> None:
     model_type, settings = FAMILIES[case]
@@ -188,8 +199,6 @@ def test_embeddings_take_the_place_of_tokens(tmp_path: Path) -> None:
     folder = saved(model, tmp_path)
     ours = load_model(folder, read_spec(folder), "cpu", torch.float32)
     positions = torch.arange(LENGTH)
-    from tests.models.dense_attend import DenseAttend
-
     table = torch.randn(LENGTH, ours.spec.hidden_size)
     with torch.inference_mode():
         attend = DenseAttend(ours).at(positions)

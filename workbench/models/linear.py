@@ -20,7 +20,7 @@ from torch import Tensor
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-_PACKED_ROWS = range(2, 129)  # where the packed copy is faster
+_PACKED_ROWS = range(4, 129)  # where the packed copy is faster
 # oneDNN compiles a kernel for each number of rows it meets, 3 ms each: rows are rounded up to a few numbers.
 _ROW_STEP = 8
 
