@@ -1,4 +1,7 @@
-"""`workbench zoo`: train a model, score one, write samples of the corpus, list what there is. Imports torch only to work."""
+"""`workbench zoo`: train a model, score one, write samples of the corpus, list what there is.
+
+Imports torch only to work.
+"""
 
 import argparse
 import json
@@ -38,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--tasks", nargs="+", default=list(tasks.NAMES))
     score.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     corpus = commands.add_parser("corpus", help="write samples of the corpus as JSON Lines")
-    corpus.add_argument("--out", type=Path, default=Path("datasets"))
+    corpus.add_argument("--out", type=Path, default=Path("datasets/zoo"))
     corpus.add_argument("--items", type=int, default=50, help="items a task")
     corpus.add_argument("--tasks", nargs="+", default=list(tasks.NAMES))
     corpus.add_argument("--split", choices=("train", "heldout"), default="heldout")
@@ -137,6 +140,8 @@ def run_score(args: argparse.Namespace) -> None:
 
 def run_corpus(args: argparse.Namespace) -> None:
     """Writes a file of items for each task."""
+    for name in args.tasks:
+        tasks.check_task(name)
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.tasks:
         with (args.out / f"{name}.{args.split}.jsonl").open("w", encoding="utf-8", newline="\n") as file:
