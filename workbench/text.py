@@ -34,8 +34,8 @@ class TextStream:
     ::
 
         tokens   [0 ..... prefix)[prefix ..... read)[read ........)
-                  decoded for good  decoded again,     not shown yet: their bytes
-                                    as left context    may not be whole characters
+                  decoded for good  decoded again,     decoded again: so far they do not
+                                    as left context    end with a whole character
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class TextStream:
         self._count = 0  # tokens seen
         self._prefix = 0
         self._read = 0
+        self._ahead = 0  # characters behind `read` that are in the text already
         self._taken = 0  # characters handed out
         self._stopped = False
 
@@ -79,9 +80,13 @@ class TextStream:
     def _grow(self, token_ids: TokenIds) -> None:
         shown = self._decode(token_ids[self._prefix : self._read])
         longer = self._decode(token_ids[self._prefix :])
-        if len(longer) > len(shown) and not longer.endswith(INCOMPLETE):
-            self.text += longer[len(shown) :]
-            self._prefix, self._read = self._read, len(token_ids)
+        whole = longer.rstrip(INCOMPLETE)  # a token may end in the first bytes of the next character
+        begin = len(shown) + self._ahead
+        if len(whole) > begin:
+            self.text += whole[begin:]
+            self._ahead = len(whole) - len(shown)
+        if len(longer) == len(whole) > len(shown):
+            self._prefix, self._read, self._ahead = self._read, len(token_ids), 0
 
     def _find(self, before: int) -> str | None:
         """Cut the text at the first stop string that the characters after `before` complete."""
@@ -99,13 +104,16 @@ class TextStream:
 
     def finish(self, token_ids: TokenIds) -> None:
         """No more tokens come: what was held back is shown as it is."""
-        self.feed(token_ids)
+        if self._count or self._stop:
+            self.feed(token_ids)
+        else:  # nobody looked on the way: decoded at once below
+            self._count = len(token_ids)
         end = self._count
         if end and self._ends(int(token_ids[end - 1])):
             end -= 1
         if not self._stopped and self._read < end:
             shown = self._decode(token_ids[self._prefix : self._read])
-            self.text += self._decode(token_ids[self._prefix : end])[len(shown) :]
+            self.text += self._decode(token_ids[self._prefix : end])[len(shown) + self._ahead :]
             self._read = end
 
     def take(self, *, final: bool) -> str:
