@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,14 @@ def expected(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
 
 def tokens(length: int) -> Tensor:
     return torch.randint(0, SIZES["vocab_size"], (length,), generator=torch.Generator().manual_seed(length))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch computes with `count` threads meanwhile; weights are laid out by it when a model is loaded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.checkpoints import build, expected, rewrite, saved, tokens
+from tests.models.checkpoints import build, expected, rewrite, saved, tokens, torch_threads
 from tests.models.dense_attend import DenseAttend, logits
 from workbench.models.loading import load_model
 from workbench.models.spec import read_spec
@@ -170,16 +170,13 @@ def test_chunks_add_up_to_the_whole(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(logits(model, tokens(LENGTH), chunks), whole, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 100, 128])
-def test_every_batch_size_gives_the_same_logits(length: int, tmp_path: Path) -> None:
-    """Small batches, padded ones and single rows are multiplied by different kernels."""
-    model = build("llama", attention_bias=True)
-    assert_same_logits(saved(model, tmp_path), model, length)
-
-
-def test_a_batch_larger_than_any_packed_one(tmp_path: Path) -> None:
-    model = build("llama", max_position_embeddings=256)
-    assert_same_logits(saved(model, tmp_path), model, 150)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("length", [1, 3, 4, 7, 8, 9, 100, 128, 129, 150])
+def test_every_batch_size_gives_the_same_logits(length: int, threads: int, tmp_path: Path) -> None:
+    """One row, a small batch, a padded one and a large one are multiplied by different kernels."""
+    model = build("llama", attention_bias=True, max_position_embeddings=256)
+    with torch_threads(threads):
+        assert_same_logits(saved(model, tmp_path), model, length)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3"])
