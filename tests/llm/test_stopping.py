@@ -1,4 +1,4 @@
-"""When a request ends, why, with which tokens and which text; the same for generate, stream and overlapped."""
+"""When a request ends, why, with which tokens and text; the same for generate, stream and overlapped."""
 
 from __future__ import annotations
 
