@@ -51,8 +51,8 @@ def restore(
     state = torch.load(out / FILE, map_location=device, weights_only=True)
     if state["fingerprint"] != config.fingerprint:
         raise ValueError(
-            f"{out / FILE} is of another configuration ({state['name']}, {state['fingerprint']}; this is {config.name},"
-            f" {config.fingerprint}): give another --out, or delete the checkpoint to start anew"
+            f"{out / FILE} is of another configuration ({state['name']}, {state['fingerprint']}; this is"
+            f" {config.name}, {config.fingerprint}): give another --out, or delete the checkpoint to start anew"
         )
     model.load_state_dict(state["model"])
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):

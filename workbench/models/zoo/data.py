@@ -1,7 +1,7 @@
-"""Batches of packed documents, made by worker processes. Knows the corpus and the tokenizer, nothing of torch.
+"""Batches of packed documents, made by worker processes. Knows corpus and tokenizer, nothing of torch.
 
-Batch number b depends on (seed, b) alone: worker w makes the batches w, w + W, w + 2W, ... and the training process
-takes them in turn, so that the data is the same for any number of workers and after a resumption.
+Batch number b depends on (seed, b) alone: worker w makes the batches w, w + W, w + 2W, ... and the training
+process takes them in turn, so that the data is the same for any number of workers and after a resumption.
 """
 
 import multiprocessing
@@ -56,7 +56,7 @@ def documents(config: TrainConfig, encoder: Encoder, index: int) -> Iterator[Doc
 
 
 def pack(docs: list[Document], config: TrainConfig, dice: Dice) -> Batch:
-    """Whole documents into rows, longest first, each into the fullest row that has room; what is left over is dropped."""
+    """Whole documents into rows, longest first, each into the fullest row with room; the rest is dropped."""
     size = config.row_tokens + 1
     rows: list[list[Document]] = [[] for _ in range(config.rows)]
     space = [(size, row) for row in range(config.rows)]  # sorted
@@ -117,7 +117,7 @@ class Feed:
             self.workers[which].join(0.005)
         if not self.workers[which].is_alive():
             raise RuntimeError(
-                f"data worker {which} ended with exit code {self.workers[which].exitcode}: see its error above"
+                f"data worker {which} ended with code {self.workers[which].exitcode}: see its error above"
             )
         return self.queues[which].get()
 

@@ -29,7 +29,7 @@ class Cache(NamedTuple):
 
 
 def rope_of(config: ModelConfig, positions: Tensor) -> Rope:
-    """Rotations of the positions, the two halves of a head forming the pairs (as Llama checkpoints have it)."""
+    """Rotations of the positions; the two halves of a head form the pairs, as in Llama checkpoints."""
     steps = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
     inverse = config.rope_theta ** (-steps / config.head_dim)
     angles = positions.float()[..., None] * inverse
@@ -168,7 +168,7 @@ class Llama(nn.Module):
         return F.linear(hidden, self.embed_tokens.weight.to(hidden.dtype))
 
     def forward(self, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Weighted mean cross-entropy: tokens and targets [batch, tokens] int64, weights as targets in float32."""
+        """Weighted mean cross-entropy; tokens and targets are [batch, tokens] int64, weights alike in float32."""
         logits = self.logits(self.hidden(tokens)).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return (loss * weights.flatten()).sum() / weights.sum().clamp(min=1)

@@ -1,8 +1,9 @@
 """The optimizers: Muon for matrices, AdamW for embeddings and norms. Knows nothing of the model around them.
 
-Muon (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks") replaces a matrix's momentum by
-the nearest orthogonal matrix, found by a few Newton-Schulz steps; the update is scaled to the size AdamW's would have
-(Liu et al., 2025, arXiv:2502.16982). Matrices of one shape are updated together, as one batch of products.
+Muon (Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks") replaces a matrix's
+momentum by the nearest orthogonal matrix, found by a few Newton-Schulz steps; the update is scaled to the
+size AdamW's would have (Liu et al., 2025, arXiv:2502.16982). Matrices of one shape are updated together, as
+one batch of products.
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearly orthogonal matrices with the singular vectors of the given ones, [n, rows, columns], any float dtype."""
+    """Nearly orthogonal matrices with the given ones' singular vectors, [n, rows, columns], any float dtype."""
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
@@ -39,16 +40,16 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """One update of every matrix that has a gradient."""
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
                     shapes[param.shape].append(param)
             for params in shapes.values():
                 self.update(params, group["lr"], group["momentum"], group["weight_decay"])
 
-    def update(self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def update(self, params: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         """One update of matrices of one shape."""
-        grads = [param.grad for param in params]
+        grads = [param.grad for param in params if param.grad is not None]
         buffers = [self.state[param].setdefault("momentum", torch.zeros_like(param)) for param in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         ahead = torch._foreach_lerp(grads, buffers, momentum)

@@ -13,7 +13,7 @@ def names() -> list[str]:
 
 
 def path(name: str) -> Path:
-    """The folder of an embedded model, by its name or as `zoo/<name>`. Raises ValueError for an unknown name."""
+    """The folder of the embedded model `<name>` or `zoo/<name>`. Raises ValueError for an unknown one."""
     short = name.removeprefix("zoo/")
     if short not in names():
         raise ValueError(

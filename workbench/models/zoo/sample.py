@@ -19,7 +19,7 @@ def greedy(model: Llama, prompts: Sequence[list[int]], max_new: int) -> list[lis
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
     cache = empty_cache(model, len(prompts), width + max_new)
-    # Prompts stand at the left: what is behind a short one is never seen, and its own tokens then overwrite it.
+    # Prompts stand at the left: what is behind a short one is never seen, and its tokens then overwrite it.
     at = torch.arange(width, device=device).expand(len(prompts), width)
     hidden = model.hidden(tokens, cache._replace(at=at))
     last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
@@ -28,7 +28,7 @@ def greedy(model: Llama, prompts: Sequence[list[int]], max_new: int) -> list[lis
 
 
 def continue_from(model: Llama, cache: Cache, token: Tensor, at: Tensor, max_new: int) -> Tensor:
-    """The new tokens, [batch, <= max_new] int64: `token` [batch] first, which stands at positions `at` [batch]."""
+    """The new tokens, [batch, <= max_new] int64: first `token` [batch], at positions `at` [batch]."""
     slots = torch.arange(cache.keys[0].shape[2], device=token.device)
     new, ended = [token], token == EOS_ID
     for step in range(max_new - 1):

@@ -1,7 +1,7 @@
 """The zoo's tokenizer: byte-level BPE with a chat template, built from the corpus. Knows nothing of models.
 
-Digits are pieces of their own, so that a number reads the same wherever it stands; every byte is a piece, so that any
-text survives encode and decode. The special tokens are the first ids.
+Digits are pieces of their own, so that a number reads the same wherever it stands; every byte is a piece, so
+that any text survives encode and decode. The special tokens are the first ids.
 """
 
 import json
@@ -45,7 +45,7 @@ def sample_texts(scale: float = 1.0, seed: int = 0) -> Iterator[str]:
 
 
 def build(folder: Path, scale: float = 1.0, vocab_size: int = VOCAB_SIZE) -> None:
-    """Learns the pieces and writes tokenizer.json, tokenizer_config.json and chat_template.jinja to the folder."""
+    """Learns the pieces and writes the tokenizer's three files to the folder."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -80,8 +80,8 @@ def build(folder: Path, scale: float = 1.0, vocab_size: int = VOCAB_SIZE) -> Non
 class Encoder:
     """Encodes corpus text quickly: the pieces of each word are looked up once.
 
-    Equal to the tokenizer without its special tokens added, for text whose letters and digits are ASCII; other text
-    goes to the tokenizer as it is.
+    Equal to the tokenizer without its special tokens added, for text whose letters and digits are ASCII;
+    other text goes to the tokenizer as it is.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Trains a zoo model from a configuration and writes its folder. Knows the data feed, the model and the optimizers.
+"""Trains a zoo model from a configuration and writes its folder. Knows data feed, model and optimizers.
 
-The run ends after a number of steps or of minutes. The learning rate is a function of the share of the run that is
-over: a short warm-up, a plateau, a linear decay to zero (warmup-stable-decay).
+The run ends after a number of steps or of minutes. The learning rate is a function of the share of the run
+that is over: a short warm-up, a plateau, a linear decay to zero (warmup-stable-decay).
 """
 
 import csv
@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -94,7 +94,7 @@ def device_for(config: TrainConfig, name: str | None) -> Device:
 
 
 def build(config: TrainConfig, where: Device) -> tuple[Llama, list[torch.optim.Optimizer]]:
-    """The model with its first weights, drawn on the CPU so that they are the same everywhere, and its optimizers."""
+    """The model and its optimizers; the first weights are drawn on the CPU, the same everywhere."""
     torch.manual_seed(config.seed)
     model = Llama(config.model, where.dtype).to(where.name)
     log.info("%s: %.2f M parameters", config.name, sum(p.numel() for p in model.parameters()) / 1e6)
@@ -138,7 +138,7 @@ class Run:
         return self.progress.seconds / (60 * self.config.max_minutes)
 
     def loop(self, feed: Feed, stop: Event) -> None:
-        """Steps until the run is over or stopped. The clock starts behind the first step, which may compile."""
+        """Steps until the run is over or stopped. The clock starts behind the first step, which compiles."""
         window: list[Tensor] = []
         start = time.perf_counter()
         if self.done() < 1:
@@ -181,14 +181,14 @@ class Run:
         rate = len(window) * tokens_a_step / max(seconds, 1e-9)
         scale = lr_scale(self.config, self.done())
         step, elapsed = self.progress.step, self.progress.seconds
-        append(self.out / "train.csv", LOG_FIELDS, [(step, f"{elapsed:.2f}", step * tokens_a_step, f"{loss:.4f}",
-                                                     f"{scale:.4f}", f"{rate:.0f}")])  # fmt: skip
+        row = (step, f"{elapsed:.2f}", step * tokens_a_step, f"{loss:.4f}", f"{scale:.4f}", f"{rate:.0f}")
+        append(self.out / "train.csv", LOG_FIELDS, [row])
         log.info(
             "step %d  %.0f s  loss %.4f  lr %.3f  %.2f M tokens/s", step, elapsed, loss, scale, rate / 1e6
         )
 
     def maybe_evaluate(self) -> float:
-        """Evaluates on held-out items when it is time, and returns the seconds that took, which are not training."""
+        """Evaluates on held-out items when it is time; returns the seconds it took, which are not training."""
         due = (
             self.config.eval_minutes
             and self.progress.seconds - self.evaluated >= 60 * self.config.eval_minutes
@@ -214,7 +214,7 @@ def evaluate(model: Llama, out: Path, items: int, progress: Progress) -> list[sc
     return scores
 
 
-def append(path: Path, fields: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
+def append(path: Path, fields: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
     """Adds rows to a CSV file, with a head line when it is new."""
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:

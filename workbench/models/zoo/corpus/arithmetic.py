@@ -41,7 +41,7 @@ def draw(dice: Dice, kind: str) -> Problem:
 
 
 def content(problem: Problem) -> str | None:
-    """A problem whatever the order of a sum's or product's operands; the one-digit tables are never held out."""
+    """A problem whatever the order of a sum's or product's operands; None for the one-digit tables."""
     if problem.a < 10 and problem.b < 10:
         return None
     a, b = problem.a, problem.b

@@ -1,7 +1,7 @@
 """Chat turns of all the other tasks, as the chat template writes them, with a little small talk.
 
-`<|user|>message<|assistant|>` -> `answer`; earlier turns and a `<|system|>` line may come first. Every assistant turn
-ends with `<|eos|>`, which the last one gets, as every text does, from whoever tokenises it.
+`<|user|>message<|assistant|>` -> `answer`; earlier turns and a `<|system|>` line may come first. Every
+assistant turn ends with `<|eos|>`, which the last one gets, as every text does, from whoever tokenises it.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,8 @@ from workbench.models.zoo.corpus.item import Item, Rendered, Segment, Split, Tas
 
 USER, ASSISTANT, SYSTEM, EOS = "<|user|>", "<|assistant|>", "<|system|>", "<|eos|>"
 SYSTEMS = (
-    "You are a helpful assistant.", "You are Wren, a small language model.", "Answer briefly.", "Be kind and precise.",
-    "Answer with the result only.", "You help people with short tasks.",
+    "You are a helpful assistant.", "You are Wren, a small language model.", "Answer briefly.",
+    "Be kind and precise.", "Answer with the result only.", "You help people with short tasks.",
 )  # fmt: skip
 SMALL_TALK = (
     ("Hello!", "Hello! How can I help you?"),
@@ -20,8 +20,8 @@ SMALL_TALK = (
     ("Good morning!", "Good morning! What shall we do today?"),
     ("Who are you?", "I am Wren, a small language model. I tell stories and do short tasks."),
     ("What is your name?", "My name is Wren."),
-    ("What can you do?", "I can tell stories, compute, look things up in a list, copy and edit text, sort, and answer"
-     " questions about a passage."),
+    ("What can you do?", "I can tell stories, compute, look things up in a list, copy and edit text, sort,"
+     " and answer questions about a passage."),
     ("Thank you!", "You are welcome!"),
     ("Thanks, that helped.", "I am glad to hear that."),
     ("Goodbye!", "Goodbye! Come back soon."),

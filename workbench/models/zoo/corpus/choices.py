@@ -4,6 +4,7 @@ Plain format: `Question: ...`, a line `A) ...` for each option to D, `Answer:` -
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from workbench.models.zoo.corpus import arithmetic
@@ -27,19 +28,6 @@ CATEGORIES = (
     ("shape", "a shape"), ("room", "a room"), ("subject", "a school subject"), ("day", "a day of the week"),
     ("month", "a month"), ("city", "a city"), ("country", "a country"), ("drink", "a drink"),
 )  # fmt: skip
-OPPOSITES = tuple(
-    tuple(pair.split("-"))
-    for pair in (
-        "big-small hot-cold tall-short fast-slow old-new young-old happy-sad rich-poor strong-weak light-dark wet-dry"
-        " hard-soft early-late open-closed full-empty clean-dirty loud-quiet thick-thin wide-narrow deep-shallow"
-        " high-low brave-afraid cheap-costly rough-smooth sharp-blunt sweet-bitter true-false safe-dangerous"
-        " kind-cruel near-far good-bad heavy-light long-short first-last up-down left-right inside-outside"
-        " begin-end buy-sell push-pull give-take win-lose love-hate laugh-cry arrive-leave remember-forget day-night"
-        " summer-winter north-south east-west friend-enemy question-answer always-never more-less before-after"
-        " asleep-awake polite-rude lazy-busy simple-difficult calm-wild proud-humble honest-false fresh-stale"
-        " raise-lower build-destroy find-lose float-sink freeze-melt accept-refuse victory-defeat peace-war"
-    ).split()
-)
 
 
 class Drawn(NamedTuple):
@@ -98,13 +86,19 @@ def draw_odd_one(dice: Dice) -> Drawn:
     )
 
 
+@lru_cache(maxsize=1)
+def opposites() -> tuple[tuple[str, ...], ...]:
+    """Pairs of opposite words."""
+    return tuple(tuple(pair.split("-")) for pair in lexicon()["opposites"])
+
+
 def draw_opposite(dice: Dice) -> Drawn:
     """A word's opposite among other words."""
-    word, right = dice.shuffled(dice.pick(OPPOSITES))
-    taken = {other for pair in OPPOSITES if word in pair for other in pair}
+    word, right = dice.shuffled(dice.pick(opposites()))
+    taken = {other for pair in opposites() if word in pair for other in pair}
     wrong: dict[str, None] = {}
     while len(wrong) < 3:
-        other = dice.pick(dice.pick(OPPOSITES))
+        other = dice.pick(dice.pick(opposites()))
         if other not in taken:
             wrong[other] = None
     return Drawn(f"What is the opposite of {word}?", right, list(wrong))

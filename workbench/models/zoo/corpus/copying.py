@@ -1,6 +1,7 @@
 """Copying and editing a given text: copy, rename, replace, uppercase, reverse the order of lines.
 
-Plain format: `Text:`, the text, an empty line, `Task: <instruction>`, `Result:` and a line break -> the edited text.
+Plain format: `Text:`, the text, an empty line, `Task: <instruction>`, `Result:` and a line break -> the
+edited text.
 """
 
 import re

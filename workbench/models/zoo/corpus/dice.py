@@ -1,7 +1,7 @@
 """Seeded chance with the same outcome on every machine. Knows nothing of what is drawn.
 
-Only `random.Random.random()` is promised to stay the same across Python versions, so every other draw is built on it
-here; seeds come from blake2b over the parts' text, never from `hash()`.
+Only `random.Random.random()` is promised to stay the same across Python versions, so every other draw is
+built on it here; seeds come from blake2b over the parts' text, never from `hash()`.
 """
 
 import random

@@ -1,11 +1,11 @@
 """Expands a text grammar: rules of alternatives into sentences. Knows nothing of plots, tasks or splits.
 
-A grammar file holds `@rule` lines, each followed by one alternative a line (`#` opens a comment). In an alternative:
-`[a|b|]` is one of several texts, `<rule>` one alternative of a rule or a word of a word list, `{slot}` a fact,
-`{Slot}` the same with a capital, `{a:slot}` and `<a:rule>` with the indefinite article, `<s:rule>` in the plural,
-`<x=rule>` a text that is also kept as fact x, `<at_{slot}>` the rule that a fact names (`@at_` when there is none of
-that name), `//` a new line. Within one text an
-alternative is seldom taken twice.
+A grammar file holds `@rule` lines, each followed by one alternative a line (`#` opens a comment). In an
+alternative: `[a|b|]` is one of several texts, `<rule>` one alternative of a rule or a word of a word list,
+`{slot}` a fact, `{Slot}` the same with a capital, `{a:slot}` and `<a:rule>` with the indefinite article,
+`<s:rule>` in the plural, `<x=rule>` a text that is also kept as fact x, `<at_{slot}>` the rule that a fact
+names (`@at_` when there is none of that name), `//` a new line. Within one text an alternative is seldom
+taken twice.
 """
 
 import re
@@ -31,10 +31,10 @@ VOWEL_SOUND: Final = re.compile(
 )
 PLURALS: Final = MappingProxyType(
     {
-        **{same: same for same in "sheep deer moose shrimp series scissors tongs pliers binoculars noodles pasta".split()},
-        "mouse": "mice", "goose": "geese", "wolf": "wolves", "ox": "oxen", "child": "children", "foot": "feet",
-        "tooth": "teeth", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "scarf": "scarves", "loaf": "loaves",
-        "tomato": "tomatoes", "potato": "potatoes", "mango": "mangoes", "hoof": "hooves", "corn": "ears of corn",
+        **{same: same for same in ("sheep", "deer", "moose", "shrimp", "scissors", "tongs", "pliers", "noodles", "pasta")},
+        "mouse": "mice", "goose": "geese", "wolf": "wolves", "foot": "feet", "knife": "knives", "leaf": "leaves",
+        "shelf": "shelves", "scarf": "scarves", "tomato": "tomatoes", "potato": "potatoes", "mango": "mangoes",
+        "corn": "ears of corn",
         "iris": "irises", "octopus": "octopuses", "yo-yo": "yo-yos", "pocketknife": "pocketknives",
     }
 )  # fmt: skip
@@ -153,7 +153,7 @@ def parse_choice(tokens: list[str], at: int) -> tuple[Choice, int]:
 
 
 class Telling:
-    """One text in the making: its facts, its dice, what has been written and which alternatives were taken."""
+    """One text in the making: its facts, its dice, what is written and which alternatives were taken."""
 
     __slots__ = ("dice", "facts", "out", "taken")
 

@@ -43,12 +43,12 @@ class Item(NamedTuple):
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """The stretches of the training text; each is tokenised by itself, as a prompt is when the model is used."""
+        """The stretches of the training text, each tokenised by itself, as a prompt is in use."""
         return (Segment(self.prompt, False), Segment(self.completion, True), *self.more)
 
 
 class Task(NamedTuple):
-    """A generator in two stages: facts are drawn, their content decides the split, then they are put in words."""
+    """A generator: facts are drawn, their content decides the split, then they are put in words."""
 
     name: str
     kinds: tuple[tuple[str, float], ...]  # (kind, how often)

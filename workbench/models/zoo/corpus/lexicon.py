@@ -1,7 +1,8 @@
 """Reads the word lists: category -> words. Knows nothing of sentences, tasks or chance.
 
-A word list is a text file: `@name` opens a category, `#` a comment; blanks separate the entries and `_` stands for
-a blank inside one. Every list is a tuple in file order without repeats, so that drawing from it is reproducible.
+A word list is a text file: `@name` opens a category, `#` a comment; blanks separate the entries and `_`
+stands for a blank inside one. Every list is a tuple in file order without repeats, so that drawing from it is
+reproducible.
 """
 
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from functools import lru_cache
 from importlib.resources import files
 from types import MappingProxyType
 
-FILES = ("lexicon_things.txt", "lexicon_general.txt")
+FILES = ("lexicon_things.txt", "lexicon_general.txt", "lexicon_tasks.txt")
 
 
 def parse(text: str) -> dict[str, tuple[str, ...]]:

@@ -32,7 +32,7 @@ def draw(dice: Dice, kind: str) -> Record:
 
 
 def draw_value(dice: Dice, source: str) -> Value:
-    """A number (`low-high`), a price (`$`), a truth value (`?`), a full name (`full`), a time, a date or a word."""
+    """A number (`low-high`), a price (`$`), a truth value (`?`), a full name, a time, a date or a word."""
     if source[0].isdigit():
         low, high = source.split("-")
         return dice.between(int(low), int(high))

@@ -1,7 +1,7 @@
 """Sentiment: is an invented review positive or negative?
 
-Plain format: `Review: ...` / `Sentiment:` -> ` positive` or ` negative`. The last clause of a mixed review, or most of
-its clauses, decide; reviews that balance are not made.
+Plain format: `Review: ...` / `Sentiment:` -> ` positive` or ` negative`. The last clause of a mixed review,
+or most of its clauses, decide; reviews that balance are not made.
 """
 
 from typing import NamedTuple
@@ -9,12 +9,9 @@ from typing import NamedTuple
 from workbench.models.zoo.corpus import grammar
 from workbench.models.zoo.corpus.dice import Dice
 from workbench.models.zoo.corpus.item import Rendered, Task
+from workbench.models.zoo.corpus.lexicon import lexicon
 
 KINDS = (("plain", 1.0), ("mixed", 1.0))
-PLACES = (
-    "restaurant cafe hotel film book phone laptop bicycle train museum game concert lamp chair jacket camera blender course tent"
-    " backpack bakery barber garage song album play park tour website coffee soup pizza cake mattress headphones kettle"
-).split()
 
 
 class Review(NamedTuple):
@@ -23,10 +20,10 @@ class Review(NamedTuple):
 
 
 def draw(dice: Dice, kind: str) -> Review:
-    """A review of one thing: clauses of one sentiment, or one against it and then a verdict that settles it."""
+    """A review: clauses of one sentiment, or one against it and then a verdict that settles it."""
     positive = dice.chance(0.5)
     word = "good" if positive else "bad"
-    facts = {"item": dice.pick(PLACES)}
+    facts = {"item": dice.pick(lexicon()["reviewed"])}
     text = grammar.load("reviews").expand(f"{kind}_{word}", facts, dice)
     return Review(positive, text)
 

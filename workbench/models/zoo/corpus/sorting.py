@@ -1,6 +1,7 @@
 """Sorting: short lists of numbers (both ways) or words (alphabetically).
 
-Plain format: `Sort ascending: 45, 12, 78` (or `descending`, or `alphabetically`) / `Answer:` -> ` 12, 45, 78`.
+Plain format: `Sort ascending: 45, 12, 78` (or `descending`, or `alphabetically`) / `Answer:` -> ` 12, 45,
+78`.
 """
 
 from typing import NamedTuple

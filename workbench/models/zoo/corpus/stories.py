@@ -19,17 +19,6 @@ PRONOUNS = {
     "he": {"he": "he", "him": "him", "his": "his", "hers": "his", "himself": "himself"},
     "she": {"he": "she", "him": "her", "his": "her", "hers": "hers", "himself": "herself"},
 }
-ANIMALS = (
-    "fox rabbit bear mouse cat dog horse goat sheep pig duck goose hen owl crow robin sparrow swan eagle parrot penguin otter"
-    " beaver badger hedgehog squirrel mole deer moose wolf tiger lion elephant giraffe zebra monkey camel donkey koala panda"
-    " turtle tortoise lizard frog toad hamster raccoon skunk ferret weasel lamb kitten puppy pony heron pigeon"
-).split()
-PLACES = (
-    "forest|in", "market|at", "beach|on", "hill|on", "river|by", "lake|by", "castle|in", "village|in", "garden|in", "meadow|in",
-    "barn|in", "harbor|at", "mountain|on", "library|in", "school|at", "park|in", "island|on", "cave|in", "mill|at", "orchard|in",
-    "lighthouse|in", "valley|in", "bridge|on", "square|in", "bakery|in", "station|at", "windmill|in", "pond|by", "field|in",
-    "tower|in", "museum|in", "farm|on", "fair|at", "workshop|in", "swamp|in", "desert|in", "town|in", "old well|by",
-)  # fmt: skip
 
 
 class Facts(NamedTuple):
@@ -55,8 +44,8 @@ def draw(dice: Dice, kind: str) -> Facts:
         other = dice.pick(lexicon()["girl" if other_girl else "boy"])
     plots = [name for name in grammar.load(*FILES).rules if name.startswith("plot_")]
     return Facts(
-        dice.pick(plots), hero, draw_kind(dice, girl), other, draw_kind(dice, other_girl), dice.pick(lexicon()["keepsake"]),
-        dice.pick(PLACES), ("she" if girl else "he", "she" if other_girl else "he"), kind == "asked",
+        dice.pick(plots), hero, draw_kind(dice, girl), other, draw_kind(dice, other_girl),
+        dice.pick(lexicon()["keepsake"]), dice.pick(lexicon()["story_place"]), ("she" if girl else "he", "she" if other_girl else "he"), kind == "asked",
     )  # fmt: skip
 
 
@@ -65,7 +54,7 @@ def draw_kind(dice: Dice, girl: bool) -> str:
     child = dice.pick(("girl", "girl", "young woman", "princess", "old woman") if girl else
                       ("boy", "boy", "young man", "prince", "old man"))  # fmt: skip
     sort = dice.weighted((("child", 0.4), ("animal", 0.35), ("job", 0.25)))
-    animal = dice.pick(ANIMALS)
+    animal = dice.pick(lexicon()["story_animal"])
     animal = "rooster" if animal == "hen" and not girl else animal
     return {"child": child, "animal": animal, "job": dice.pick(lexicon()["job"])}[sort]
 
@@ -79,8 +68,9 @@ def slots(facts: Facts) -> dict[str, str]:
     """The facts as the grammar names them."""
     place, preposition = facts.place.split("|")
     words = {
-        "N": facts.hero, "kind": facts.hero_kind, "M": facts.other, "m_kind": facts.other_kind, "thing": facts.thing,
-        "place": place, "to_place": f"to the {place}", "in_place": f"{preposition} the {place}",
+        "N": facts.hero, "kind": facts.hero_kind, "M": facts.other, "m_kind": facts.other_kind,
+        "thing": facts.thing, "place": place, "to_place": f"to the {place}",
+        "in_place": f"{preposition} the {place}",
     }  # fmt: skip
     words.update(PRONOUNS[facts.pronouns[0]])
     words.update({f"m_{name}": word for name, word in PRONOUNS[facts.pronouns[1]].items()})
@@ -88,7 +78,7 @@ def slots(facts: Facts) -> dict[str, str]:
 
 
 def companion(facts: Facts, story: str) -> str:
-    """What a request may name beside the hero: the thing, the second character or the place, whichever occurs."""
+    """What a request names beside the hero: the thing, the second character or the place, if it occurs."""
     place = facts.place.split("|")[0]
     return next((word for word in (facts.thing, facts.other_kind, place) if word in story), "friend")
 

@@ -1,8 +1,9 @@
 """The registry of tasks: `make` gives item number i of a task. Knows nothing of tokens or models.
 
-An item depends on (seed, split, task, index) alone, so that any process can make any part of the corpus. Which split
-an item belongs to is decided by a hash of its content (its numbers, its list, its passage, the plot and characters of
-its story), before it is put in words: one content in twenty is held out, and no content is in both splits.
+An item depends on (seed, split, task, index) alone, so that any process can make any part of the corpus.
+Which split an item belongs to is decided by a hash of its content (its numbers, its list, its passage, the
+plot and characters of its story), before it is put in words: one content in twenty is held out, and no
+content is in both splits.
 """
 
 from collections.abc import Iterator
