@@ -1,0 +1,387 @@
+"""Threads, async callers and several engines in one process: all get the tokens they would get alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import random
+import threading
+import time
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.llm import tiny
+from tests.llm.conftest import Models, Open, check_idle
+from workbench import LLM, RequestOutput, SamplingParams
+
+COUNT = 10
+
+
+def prompts(count: int = 6) -> list[list[int]]:
+    dice = random.Random(5)
+    return [[dice.randrange(3, tiny.VOCAB) for _ in range(6 + 8 * i)] for i in range(count)]
+
+
+def greedy(**options) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0, "max_tokens": COUNT, "ignore_eos": True} | options)
+
+
+def is_right(models: Models, prompt: list[int], tokens: list[int], family: str = "llama") -> bool:
+    expected = models.greedy(prompt, COUNT, family)
+    return len(tokens) == COUNT and tokens[: len(expected)] == expected
+
+
+async def collect(llm: LLM, prompt: list[int], params: SamplingParams) -> list[int]:
+    return [token async for out in llm.astream(prompt, params) for token in out.outputs[0].token_ids]
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "workbench-engine"]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_stays() -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5
+    while workers() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not workers(), "a thread is left although nobody streams any more"
+
+
+# --- async --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_async_streams_share_batches(models: Models, open_llm: Open, overlapped: bool) -> None:
+    llm = open_llm(async_scheduling=overlapped)
+
+    async def everyone() -> list[list[int]]:
+        return await asyncio.gather(*(collect(llm, prompt, greedy()) for prompt in prompts()))
+
+    with llm.trace.record() as trace:
+        streamed = asyncio.run(everyone())
+    assert all(is_right(models, p, tokens) for p, tokens in zip(prompts(), streamed, strict=True))
+    assert trace.step_requests.groupby("step").size().max() > 1, "no step held more than one request"
+    check_idle(llm)
+
+
+def test_async_streams_work_where_a_loop_runs_already(models: Models, open_llm: Open) -> None:
+    """As in a notebook: awaited on a loop that is not theirs, in between other work of that loop."""
+    llm = open_llm()
+    ticks = 0
+
+    async def ticking() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    async def main() -> list[int]:
+        ticker = asyncio.create_task(ticking())
+        tokens = await collect(llm, prompts()[3], greedy())
+        ticker.cancel()
+        return tokens
+
+    loop = asyncio.new_event_loop()
+    try:
+        assert is_right(models, prompts()[3], loop.run_until_complete(main()))
+    finally:
+        loop.close()
+    assert ticks > 10, "the loop stood still while the engine worked"
+
+
+def test_a_cancelled_task_aborts_its_request(models: Models, open_llm: Open) -> None:
+    llm = open_llm(max_model_len=2000)
+
+    async def main() -> list[int]:
+        endless = asyncio.create_task(collect(llm, prompts()[0], greedy(max_tokens=None)))
+        other = asyncio.create_task(collect(llm, prompts()[4], greedy()))
+        while llm._engine.scheduler.counts.generation_tokens < 3:
+            await asyncio.sleep(0.001)
+        endless.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await endless
+        return await other
+
+    assert is_right(models, prompts()[4], asyncio.run(main()))
+    with contextlib.suppress(IndexError):
+        workers()[0].join(5)
+    assert llm._engine.scheduler.counts.finished == {"abort": 1, "length": 1}
+    check_idle(llm)
+
+
+def test_leaving_an_async_stream_aborts_its_request(open_llm: Open) -> None:
+    llm = open_llm(max_model_len=2000)
+
+    async def main() -> None:
+        stream = llm.astream(prompts()[0], greedy(max_tokens=None))
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    asyncio.run(main())
+    with contextlib.suppress(IndexError):
+        workers()[0].join(5)
+    assert llm._engine.scheduler.counts.finished == {"abort": 1}
+    check_idle(llm)
+
+
+def test_a_loop_that_closes_on_a_stream_leaves_an_idle_engine(open_llm: Open) -> None:
+    """The stream is never closed: asyncio.run ends it, and the worker hears of a loop that is gone."""
+    llm = open_llm(max_model_len=2000)
+    kept = []
+
+    async def main() -> None:
+        stream = llm.astream(prompts()[0], greedy(max_tokens=None))
+        kept.append(stream)
+        await anext(stream)
+
+    asyncio.run(main())
+    with contextlib.suppress(IndexError):
+        workers()[0].join(5)
+    check_idle(llm)
+
+
+def test_a_bad_async_prompt_is_refused_and_the_others_go_on(models: Models, open_llm: Open) -> None:
+    llm = open_llm()
+
+    async def main() -> tuple[list[int], BaseException]:
+        bad = asyncio.create_task(collect(llm, [], greedy()))
+        good = asyncio.create_task(collect(llm, prompts()[2], greedy()))
+        done = await asyncio.gather(good, bad, return_exceptions=True)
+        return done[0], done[1]
+
+    tokens, error = asyncio.run(main())
+    assert is_right(models, prompts()[2], tokens)
+    assert isinstance(error, ValueError)
+
+
+def test_async_callers_hear_of_an_engine_that_breaks_and_it_can_be_used_again(
+    models: Models, open_llm: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = open_llm()
+    advance = llm._engine.advance
+    calls = 0
+
+    def breaking():
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise AssertionError("a law is broken")
+        return advance()
+
+    monkeypatch.setattr(llm._engine, "advance", breaking)
+
+    async def main() -> list:
+        return await asyncio.gather(
+            *(collect(llm, prompt, greedy()) for prompt in prompts()[:3]), return_exceptions=True
+        )
+
+    assert all(isinstance(done, AssertionError) for done in asyncio.run(main()))
+    for _ in range(2):
+        assert is_right(models, prompts()[3], asyncio.run(collect(llm, prompts()[3], greedy())))
+    check_idle(llm)
+
+
+def test_generate_and_async_streams_share_an_engine(models: Models, open_llm: Open) -> None:
+    llm = open_llm()
+
+    async def main() -> tuple[list[int], list[RequestOutput]]:
+        given = prompts()
+        return await asyncio.gather(
+            collect(llm, given[0], greedy()),
+            asyncio.to_thread(llm.generate, given[1:], greedy(), use_tqdm=False),
+        )
+
+    tokens, outputs = asyncio.run(main())
+    assert is_right(models, prompts()[0], tokens)
+    for output, prompt in zip(outputs, prompts()[1:], strict=True):
+        assert is_right(models, prompt, list(output.outputs[0].token_ids))
+
+
+# --- streams and threads ------------------------------------------------------------------------------
+
+
+def test_a_stream_closed_early_aborts_its_request(open_llm: Open) -> None:
+    llm = open_llm()
+    stream = llm.stream(prompts()[0], greedy(max_tokens=100))
+    next(stream)
+    stream.close()
+    check_idle(llm)
+    assert llm._engine.scheduler.counts.finished == {"abort": 1}
+    llm.stream(prompts()[0], greedy())  # never started: never queued
+    check_idle(llm)
+
+
+def test_streams_of_one_thread_can_be_read_in_turns(models: Models, open_llm: Open) -> None:
+    llm = open_llm()
+    streams = [llm.stream(prompt, greedy()) for prompt in prompts()]
+    tokens: list[list[int]] = [[] for _ in streams]
+    with llm.trace.record() as trace:
+        for _ in range(COUNT):
+            for own, stream in zip(tokens, streams, strict=True):
+                own += next(stream).outputs[0].token_ids
+    assert all(next(stream, None) is None for stream in streams)
+    assert all(is_right(models, p, own) for p, own in zip(prompts(), tokens, strict=True))
+    assert trace.step_requests.groupby("step").size().max() == len(streams)
+
+
+def test_a_stream_of_n_outputs_tells_each_of_them_whole(open_llm: Open) -> None:
+    llm = open_llm()
+    params = SamplingParams(n=3, seed=4, max_tokens=COUNT, ignore_eos=True)
+    (whole,) = llm.generate([prompts()[1]], params, use_tqdm=False)
+    texts, tokens = [""] * 3, [[], [], []]
+    for output in llm.stream(prompts()[1], params):
+        for piece in output.outputs:
+            texts[piece.index] += piece.text
+            tokens[piece.index] += piece.token_ids
+    assert texts == [child.text for child in whole.outputs]
+    assert tokens == [list(child.token_ids) for child in whole.outputs]
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_threads_get_the_tokens_they_would_get_alone(
+    models: Models, open_llm: Open, overlapped: bool
+) -> None:
+    llm = open_llm(async_scheduling=overlapped, max_num_batched_tokens=64, max_num_seqs=8)
+    wrong: list[object] = []
+    start = threading.Barrier(4)
+
+    def work(own: int) -> None:
+        start.wait()
+        for turn in range(3):
+            given = prompts()[own : own + 2]
+            if turn == 1:
+                tokens = [
+                    [token for out in llm.stream(prompt, greedy()) for token in out.outputs[0].token_ids]
+                    for prompt in given
+                ]
+            else:
+                outputs = llm.generate(given, greedy(), use_tqdm=False)
+                tokens = [list(output.outputs[0].token_ids) for output in outputs]
+            wrong.extend(p for p, t in zip(given, tokens, strict=True) if not is_right(models, p, t))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for prompt in prompts():
+        models.greedy(prompt, COUNT)  # transformers is asked by one thread only
+    with llm.trace.record() as trace:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+    assert trace.step_requests.groupby("step").size().max() > 2, "threads do not share steps"
+
+
+def test_closing_ends_what_other_threads_wait_for(open_llm: Open) -> None:
+    llm = open_llm(max_model_len=2000)
+    ended: list[RequestOutput] = []
+    thread = threading.Thread(
+        target=lambda: ended.extend(llm.generate([prompts()[0]], greedy(max_tokens=None), use_tqdm=False))
+    )
+    thread.start()
+    while llm._engine.scheduler.counts.generation_tokens < 3:
+        time.sleep(0.001)
+    llm.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert [output.outputs[0].finish_reason for output in ended] == ["abort"]
+
+
+def test_closing_ends_what_async_callers_wait_for(open_llm: Open) -> None:
+    llm = open_llm(max_model_len=2000)
+
+    async def main() -> list[RequestOutput]:
+        got = []
+        async for output in llm.astream(prompts()[0], greedy(max_tokens=None)):
+            got.append(output)
+            if len(got) == 2:
+                llm.close()
+        return got
+
+    got = asyncio.run(asyncio.wait_for(main(), 10))
+    assert got[-1].outputs[0].finish_reason == "abort"
+
+
+# --- several engines, and their memory ----------------------------------------------------------------
+
+
+def test_two_engines_do_not_notice_each_other(models: Models, open_llm: Open) -> None:
+    one, two = open_llm("llama", block_size=4), open_llm("qwen2", async_scheduling=True)
+    for prompt in prompts():
+        for llm in (one, two):
+            llm.add_request(prompt, greedy())
+    last: dict[tuple[int, str], RequestOutput] = {}
+    while one.has_unfinished_requests() or two.has_unfinished_requests():
+        for index, llm in enumerate((one, two)):
+            last |= {(index, output.request_id): output for output in llm.step().outputs}
+    for (index, _), output in last.items():
+        family = ("llama", "qwen2")[index]
+        assert is_right(models, list(output.prompt_token_ids), list(output.outputs[0].token_ids), family)
+    assert len(last) == 2 * len(prompts())
+    one.close()
+    (output,) = two.generate([prompts()[0]], greedy(), use_tqdm=False)
+    assert is_right(models, prompts()[0], list(output.outputs[0].token_ids), "qwen2")
+
+
+def tensor_bytes() -> int:
+    gc.collect()
+    return sum(t.nbytes for t in gc.get_objects() if isinstance(t, torch.Tensor) and not t.is_meta)
+
+
+def test_ten_rounds_leave_memory_where_it_was(models: Models) -> None:
+    def one_round() -> None:
+        with LLM(str(models.folder()), device="cpu", max_model_len=256) as llm:
+            kept.append(llm.generate(prompts(), greedy(logprobs=3), use_tqdm=False)[0])
+            kept.append(next(llm.stream(prompts()[0], greedy())))
+            asyncio.run(collect(llm, prompts()[0], greedy()))
+            kept.append(llm.trace.steps)
+
+    kept: list[object] = []
+    one_round()  # what is made once and kept: caches of torch, transformers, pandas
+    kept.clear()
+    before = tensor_bytes()
+    tracemalloc.start()
+    try:
+        sizes = []
+        for _ in range(10):
+            one_round()
+            kept.clear()
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert tensor_bytes() <= before, "tensors are left"
+    slope = (sizes[9] - sizes[2]) / 7  # bytes a round; a tiny engine's Python objects alone take 2 MB
+    assert slope < 20_000, f"{slope:.0f} bytes a round are left: {sizes}"
+
+
+def test_what_an_engine_gave_out_does_not_keep_it_alive(models: Models) -> None:
+    before = tensor_bytes()
+    llm = LLM(str(models.folder()), device="cpu", max_model_len=256)
+    kept = [
+        llm.generate(prompts(), greedy(logprobs=3), use_tqdm=False),
+        next(llm.stream(prompts()[0], greedy())),
+        llm.trace,
+        llm.config,
+        llm.get_tokenizer(),
+    ]
+    held = tensor_bytes() - before
+    llm.close()
+    assert held > 1_000_000, "the measure sees an engine"
+    assert tensor_bytes() <= before + 10_000, "more is held than the results that the trace keeps"
+    assert len(kept[2].steps) > 0, "the trace can still be read"
+    assert kept[0][0].outputs[0].logprobs[0], "so can logprobs"
+
+
+def test_an_engine_nobody_holds_gives_its_memory_back(models: Models) -> None:
+    before = tensor_bytes()
+    llm = LLM(str(models.folder()), device="cpu", max_model_len=256)
+    llm.generate(prompts(), greedy(), use_tqdm=False)
+    del llm
+    assert tensor_bytes() <= before
