@@ -13,11 +13,12 @@ from workbench.cache.hashing import hash_function
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
 from workbench.config import Device, EngineConfig, Settings, fit_length, model_length, step_limits
+from workbench.engine.books import Limits
 from workbench.engine.clock import Clock
 from workbench.engine.events import Emitter
 from workbench.engine.loop import Engine
 from workbench.engine.policies import policy_named
-from workbench.engine.scheduler import Limits, Scheduler
+from workbench.engine.scheduler import Scheduler
 from workbench.models.folder import resolve
 from workbench.models.loading import load_model
 from workbench.models.spec import ModelSpec, read_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from workbench.engine.scheduler import Commit
+from workbench.engine.flight import Commit
 from workbench.outputs import RequestOutput
 
 

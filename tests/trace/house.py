@@ -11,13 +11,14 @@ import numpy as np
 from workbench.cache.hashing import hash_function
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
+from workbench.engine.books import Limits
 from workbench.engine.events import Emitter, EngineStarted
 from workbench.engine.loop import Engine
 from workbench.engine.plan import StepPlan
 from workbench.engine.policies import FirstComeFirstServed
 from workbench.engine.request import Request, Times
 from workbench.engine.result import LogprobColumns, StepResult
-from workbench.engine.scheduler import Limits, Scheduler
+from workbench.engine.scheduler import Scheduler
 from workbench.params import SamplingParams
 from workbench.trace import Trace
 

@@ -14,12 +14,13 @@ import numpy as np
 from workbench.cache.hashing import HashAlgorithm, hash_function
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
+from workbench.engine.books import Limits
 from workbench.engine.clock import wall_clock
 from workbench.engine.events import Emitter
 from workbench.engine.policies import FirstComeFirstServed
 from workbench.engine.request import Request, Times
 from workbench.engine.result import StepResult
-from workbench.engine.scheduler import Limits, Scheduler
+from workbench.engine.scheduler import Scheduler
 from workbench.params import SamplingParams
 
 BLOCK_SIZE = 16

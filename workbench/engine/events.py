@@ -75,7 +75,7 @@ class StepPlanned:
     blocks_free: int  # includes the cached ones nobody holds
     blocks_held: int
     blocks_cached: int  # findable by their key, held or free
-    recomputed: int  # tokens of this step computed before, ahead of a preemption
+    recomputed: int  # tokens of this step computed before, ahead of a preemption; some may become overshoot
     plan_s: float  # host seconds spent planning
 
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
+from workbench.engine.flight import Commit
 from workbench.engine.plan import StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
-from workbench.engine.scheduler import Commit, Scheduler
+from workbench.engine.scheduler import Scheduler
 from workbench.engine.turns import FairLock, InterruptsDeferred
 
 logger = logging.getLogger(__name__)

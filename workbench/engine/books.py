@@ -1,0 +1,189 @@
+"""Where every request is between its arrival and its end, and the moves from one place to the next.
+
+::
+
+    add -> waiting -> (planner) -> running -> retire -> ended
+               ^---- leave <- preempt --'
+
+Decides nothing: the planner says who gets what, the scheduler who is done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from workbench.cache.manager import CacheManager
+from workbench.engine.clock import Clock
+from workbench.engine.events import (
+    Emitter,
+    FinishReason,
+    RequestArrived,
+    RequestFinished,
+    RequestPreempted,
+)
+from workbench.engine.flight import Flight
+from workbench.engine.plan import Ints
+from workbench.engine.policies import Policy
+from workbench.engine.queue import WaitingQueue
+from workbench.engine.request import Request, State
+from workbench.engine.running import Running
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a step and the batch may hold."""
+
+    budget: int  # max_num_batched_tokens
+    max_rows: int  # max_num_seqs
+    max_length: int  # max_model_len
+    long_prefill: int = 0  # most tokens one request gets in a step; 0: no limit
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since the start."""
+
+    prefix_queries: int = 0  # tokens looked up in the prefix cache
+    prefix_hits: int = 0  # tokens found there
+    prompt_tokens: int = 0  # of admitted requests
+    generation_tokens: int = 0
+    preemptions: int = 0
+    finished: dict[FinishReason, int] = field(default_factory=dict)
+
+
+class Ending(NamedTuple):
+    """A request that is done, and why."""
+
+    request: Request
+    reason: FinishReason
+    stop_reason: int | str | None
+
+
+class Books:
+    """The requests of one engine, with the blocks and rows they hold."""
+
+    def __init__(
+        self, limits: Limits, cache: CacheManager, policy: Policy, clock: Clock, emit: Emitter
+    ) -> None:
+        self.limits = limits
+        self.cache = cache
+        self.policy = policy
+        self.clock = clock
+        self.emit = emit
+        self.waiting = WaitingQueue(policy)
+        self.running = Running(limits.max_rows, limits.max_length)
+        self.flights: deque[Flight] = deque()  # oldest first
+        self.counts = Counts()
+        self.removed: list[int] = []  # rows emptied since the last plan
+        self.index = 0  # of the next plan
+        self._arrivals = 0
+
+    def add(self, request: Request) -> None:
+        """Queue a request that has been checked against the limits."""
+        request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
+        self.waiting.push(request)
+        if self.emit:
+            self.emit(
+                RequestArrived(
+                    request.times.queued,
+                    request.request_id,
+                    request.prompt_token_ids,
+                    request.max_length - request.num_prompt_tokens,
+                    request.priority,
+                )
+            )
+
+    def abort(
+        self, requests: Iterable[Request], reason: FinishReason = "abort", error: str | None = None
+    ) -> None:
+        """End requests wherever they are; those that have ended are left alone."""
+        open_requests = [request for request in requests if not request.finished]
+        for request in open_requests:
+            request.error = error
+            if request.state is State.WAITING:
+                self.end(request, reason, None)
+                self.waiting.forget(request)
+        self.retire([Ending(r, reason, None) for r in open_requests if r.state is State.RUNNING])
+
+    def preempt(self, place: int) -> Request:
+        """Take a request's blocks; what is in flight for it is dropped. It leaves its row with `leave`."""
+        request = self.running.requests[place]
+        in_flight = self.drop(request)
+        computed = int(self.running.computed[place]) - in_flight
+        request.num_reached = max(request.num_reached, computed)
+        request.num_preemptions += 1
+        self.counts.preemptions += 1
+        self.cache.release(request.tables)
+        if self.emit:
+            self.emit(RequestPreempted(self.clock(), self.index, request.request_id, computed, in_flight))
+        return request
+
+    def leave(self, places: list[int]) -> None:
+        """Preempted requests leave their rows and wait again."""
+        leaving = [self.running.requests[place] for place in places]
+        self.running.remove(places)
+        for request in leaving:
+            self.removed.append(request.row)
+            request.state = State.WAITING
+            self.waiting.push(request)
+
+    def retire(self, ending: Sequence[Ending]) -> None:
+        """Running requests end: they leave their rows and blocks, and whatever is in flight for them."""
+        if not ending:
+            return
+        places = []
+        for request, _, _ in ending:
+            place = self.running.place_of(request)
+            places.append(place)
+            self.drop(request)
+            written = min(int(self.running.computed[place]), self.running.known_at(place))
+            keys = self.cache.register(request.tables, self.running.source(request), written)
+            if self.flights:  # the newest step may still fail, and it is among those that wrote these blocks
+                self.flights[-1].registered += keys
+            self.cache.release(request.tables)
+        self.running.remove(places)
+        for request, reason, stop_reason in ending:
+            self.removed.append(request.row)
+            self.end(request, reason, stop_reason)
+
+    def drop(self, request: Request) -> int:
+        """Whatever is in flight for the request will be ignored; how many tokens that is."""
+        tokens = 0
+        for flight in self.flights:
+            if flight.plan.index >= request.admitted_at and request not in flight.dropped:
+                tokens += flight.drop(request)
+        return tokens
+
+    def end(self, request: Request, reason: FinishReason, stop_reason: int | str | None) -> None:
+        request.state = State.FINISHED
+        request.finish_reason = reason
+        request.stop_reason = stop_reason
+        self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
+        if self.emit:
+            self.emit(
+                RequestFinished(
+                    self.clock(),
+                    request.request_id,
+                    reason,
+                    stop_reason,
+                    len(request.token_ids) - request.num_prompt_tokens,
+                    request.num_preemptions,
+                )
+            )
+
+    def tokens_of(self, request: Request) -> Ints:
+        """The tokens a request has so far; a view while it runs."""
+        if request.state is State.RUNNING:
+            return self.running.tokens_at(self.running.place_of(request))
+        return request.token_ids
+
+    def check(self) -> None:
+        """The laws that hold after every step; raises AssertionError where one is broken."""
+        self.cache.check(request.tables for request in self.running.requests)
+        running = self.running
+        assert (running.computed <= running.length).all(), "a request has computed more tokens than it has"
+        assert (running.length <= running.end).all(), "a request is longer than it may become"
+        assert (running.computed <= running.capacity).all(), "a request has written past its blocks"

@@ -1,0 +1,276 @@
+"""Hands out a step's token budget and the blocks it needs: running requests first, then waiting ones.
+
+There is no prefill and no decode phase: every request has `computed` tokens chasing `length` (the unified
+scheduler of vLLM V1). Knows nothing of tensors, results or text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from workbench.cache.manager import Hit
+from workbench.engine.books import Books
+from workbench.engine.events import RequestAdmitted
+from workbench.engine.flight import Flight
+from workbench.engine.plan import Addition, Growth, Ints, StepPlan
+from workbench.engine.request import Request, State
+from workbench.engine.running import Admission, Longs
+
+NOBODY: Ints = np.empty(0, np.int32)
+NO_GROWTH = Growth(NOBODY, NOBODY, NOBODY)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A plan in the making; lives only inside `Planner.plan`."""
+
+    budget: int
+    grown: list[list[tuple[int, int, int]]]  # per group: (row, place in its table, block)
+    registered: list[bytes] = field(default_factory=list)
+    preempted: set[int] = field(default_factory=set)  # places
+    names: list[str] = field(default_factory=list)  # ids of the preempted
+    recomputed: int = 0
+
+    def preempt(self, place: int, request: Request) -> None:
+        """A request that had its share of this plan gives it back."""
+        self.preempted.add(place)
+        self.names.append(request.request_id)
+        for grown in self.grown:
+            grown[:] = [growth for growth in grown if growth[0] != request.row]
+
+
+class Planner:
+    """Makes plans from the books, and moves requests between queue and rows as it does."""
+
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self._steady = 0  # plans ahead in which everybody wants just the token it sampled last
+        most = books.limits.max_rows
+        self._ones: Longs = np.ones(most, np.int64)
+        self._one_each: Ints = np.ones(most, np.int32)
+        self._all_sample = np.ones(most, bool)
+
+    def restart(self) -> None:
+        """Nobody runs any more."""
+        self._steady = 0
+
+    def plan(self) -> Draft | None:
+        """The next step, entered into the books as a flight; None when nobody wants a token now."""
+        books, running = self._books, self._books.running
+        draft = Draft(books.limits.budget, [[] for _ in books.cache.groups])
+        steady = self._steady > 0 and 0 < running.count <= draft.budget
+        counts = self._ones[: running.count] if steady else self._grant(draft.budget)
+        counts = self._reserve(counts, draft, steady)
+        if not steady:
+            self._register_chunks(counts, draft)
+        additions: tuple[Addition, ...] = ()
+        if len(books.waiting) and not draft.preempted:
+            additions, counts = self._admit(counts, draft)
+        if not len(counts) or not (steady or counts.any()):
+            if books.flights:
+                books.flights[-1].registered += draft.registered
+            return None
+        plan, places = self._compose(counts, draft, additions, steady and not additions)
+        names = tuple(draft.names)
+        books.flights.append(
+            Flight(plan, running.rows, running.requests, places, running.version, draft.registered, names)
+        )
+        return draft
+
+    def _grant(self, budget: int) -> Longs:
+        """Tokens for each place: what it wants, in running order, until the budget is spent."""
+        running = self._books.running
+        # The last token a request may have is never computed: nothing is sampled after it.
+        want = np.minimum(running.length, running.end - 1) - running.computed
+        if self._books.limits.long_prefill:
+            np.minimum(want, self._books.limits.long_prefill, out=want)
+        before = np.cumsum(want) - want
+        granted: Longs = np.clip(budget - before, 0, want)
+        return granted
+
+    def _reserve(self, counts: Longs, draft: Draft, steady: bool) -> Longs:
+        """Blocks for what was granted, preempting where they run out; the counts of those who stay."""
+        running = self._books.running
+        short = (running.computed + counts > running.capacity).nonzero()[0]
+        if not len(short):
+            return counts
+        starts = running.computed[short]
+        upto = starts + counts[short]
+        known = running.cursor[short] - running.row[short] * self._books.limits.max_length
+        # A step that crosses a boundary finds the block before it written, and known unless several steps
+        # are in flight: that much can be made findable.
+        written = np.minimum(starts, known)
+        if not (steady and (written == starts).all() and self._cross(short, starts, draft)):
+            columns = (short, counts[short], starts, written)
+            for place, count, start, findable in zip(*(column.tolist() for column in columns), strict=True):
+                if count:
+                    self._secure(place, start, start + count, findable, draft)
+        running.capacity[short] = -(-upto // self._books.cache.block_size) * self._books.cache.block_size
+        if draft.preempted:
+            kept = [place for place in range(running.count) if place not in draft.preempted]
+            counts = counts[kept]
+            self._books.leave(sorted(draft.preempted))
+        return counts
+
+    def _cross(self, short: Longs, starts: Longs, draft: Draft) -> bool:
+        """The steady case: each of them filled a block with its last token and wants one more."""
+        running, block_size = self._books.running, self._books.cache.block_size
+        rows = running.row[short]
+        # Each one's last full block is [start - block_size, start).
+        filled = running.tokens[rows[:, None], starts[:, None] + np.arange(-block_size, 0)]
+        tables = [running.requests[place].tables for place in short.tolist()]
+        crossed = self._books.cache.cross(tables, filled.tobytes())
+        if crossed is None:
+            return False
+        blocks, keys = crossed
+        draft.registered += keys
+        draft.grown[0] += zip(rows.tolist(), (starts // block_size).tolist(), blocks, strict=True)
+        return True
+
+    def _secure(self, place: int, start: int, upto: int, findable: int, draft: Draft) -> None:
+        """Blocks for one request's tokens up to `upto`, taken from others or, when it is last, given up."""
+        request = self._books.running.requests[place]
+        if place in draft.preempted:
+            return
+        draft.registered += self._books.cache.register(
+            request.tables, self._books.running.source(request), findable
+        )
+        while (fresh := self._books.cache.grow(request.tables, start, upto)) is None:
+            victim = max(
+                (p for p in range(self._books.running.count) if p not in draft.preempted),
+                key=lambda p: self._books.policy.key(self._books.running.requests[p]),
+            )
+            draft.preempt(victim, self._books.preempt(victim))
+            if victim == place:
+                return
+        for table, blocks, grown in zip(request.tables.blocks, fresh, draft.grown, strict=True):
+            first = len(table) - len(blocks)
+            for offset, block in enumerate(blocks):
+                grown.append((request.row, first + offset, block))
+
+    def _register_chunks(self, counts: Longs, draft: Draft) -> None:
+        """A chunk's blocks are findable from the plan on: the writer is launched no later than a reader."""
+        running = self._books.running
+        # Where one token is left, it is the newest: its block is registered when the next one is wanted.
+        chunks = (counts > 0) & (running.length - running.computed > 1)
+        for place in chunks.nonzero()[0].tolist():
+            request, start = running.requests[place], int(running.computed[place])
+            upto = start + int(counts[place])
+            draft.registered += self._books.cache.register(request.tables, running.source(request), upto)
+            self._count_recomputed(request, start, upto, draft)
+
+    def _count_recomputed(self, request: Request, start: int, upto: int, draft: Draft) -> None:
+        again = max(0, min(upto, request.num_reached) - start)
+        request.num_recomputed += again
+        draft.recomputed += again
+
+    def _admit(self, counts: Longs, draft: Draft) -> tuple[tuple[Addition, ...], Longs]:
+        """Waiting requests, as long as there are budget, rows and blocks."""
+        books, cache = self._books, self._books.cache
+        budget, at_once = draft.budget - int(counts.sum()), books.limits.long_prefill or draft.budget
+        admissions: list[Admission] = []
+        granted: list[int] = []
+        while budget > 0 and len(admissions) < books.running.num_free_rows and cache.pool.num_free:
+            request = books.waiting.peek()
+            if request is None:
+                break
+            hit = self._lookup(request)
+            count = min(len(request.token_ids) - hit.num_tokens, budget, at_once)
+            if not cache.admit(request.tables, hit, hit.num_tokens + count):
+                break
+            books.waiting.pop()
+            capacity = len(request.tables.blocks[0]) * cache.block_size
+            admissions.append(Admission(request, hit.num_tokens, capacity))
+            granted.append(count)
+            budget -= count
+            # At once, so that the next request of this very plan finds it.
+            draft.registered += cache.register(request.tables, request, hit.num_tokens + count)
+            self._count_lookup(request, hit.num_tokens)
+            self._count_recomputed(request, hit.num_tokens, hit.num_tokens + count, draft)
+        if not admissions:
+            return (), counts
+        self._books.running.add(admissions)
+        additions = tuple(self._enter(admission) for admission in admissions)
+        return additions, np.concatenate([counts, np.array(granted, np.int64)])
+
+    def _lookup(self, request: Request) -> Hit:
+        if request.params.skip_reading_prefix_cache:
+            return Hit(0, [[] for _ in self._books.cache.groups])
+        return self._books.cache.lookup(request.tables, request, len(request.token_ids))
+
+    def _count_lookup(self, request: Request, found: int) -> None:
+        self._books.counts.prefix_queries += len(request.token_ids)
+        self._books.counts.prefix_hits += found
+        if request.num_preemptions == 0:
+            self._books.counts.prompt_tokens += request.num_prompt_tokens
+            request.num_cached_tokens = found
+
+    def _enter(self, admission: Admission) -> Addition:
+        request, now = admission.request, self._books.clock()
+        request.admitted_at = self._books.index
+        request.state = State.RUNNING
+        resumed = request.times.scheduled is not None
+        if not resumed:
+            request.times.scheduled = now
+        if self._books.emit:
+            num_tokens, reached = len(request.token_ids), request.num_reached
+            self._books.emit(
+                RequestAdmitted(
+                    now,
+                    self._books.index,
+                    request.request_id,
+                    request.row,
+                    num_tokens,
+                    admission.computed,
+                    reached,
+                    resumed,
+                )
+            )
+        return Addition(
+            row=request.row,
+            request_id=request.request_id,
+            token_ids=request.token_ids,
+            num_prompt_tokens=request.num_prompt_tokens,
+            blocks=tuple(np.array(table, np.int32) for table in request.tables.blocks),
+            params=request.params,
+            seed=request.seed,
+            eos_token_ids=request.eos_token_ids,
+            adapter=request.adapter,
+        )
+
+    def _compose(
+        self, counts: Longs, draft: Draft, additions: tuple[Addition, ...], steady: bool
+    ) -> tuple[StepPlan, Longs | None]:
+        """Advance the columns and write the plan down; also the places that sample, None for all."""
+        running, n = self._books.running, self._books.running.count
+        starts = running.computed.astype(np.int32)
+        places = None
+        rows, granted, samples = running.rows, self._one_each[:n], self._all_sample[:n]
+        if steady:
+            running.advancing += 1
+            self._steady -= 1
+        else:
+            running.computed += counts
+            yields = (running.computed == running.length) & (counts > 0)
+            running.length += yields
+            self._steady = int((running.end - running.length).min()) if yields.all() else 0
+            granted, samples = counts.astype(np.int32), yields
+            if not yields.all():
+                places = yields.nonzero()[0]
+                part = counts.nonzero()[0]
+                rows, starts, granted, samples = rows[part], starts[part], granted[part], yields[part]
+        grown = tuple([_growth(group) for group in draft.grown])
+        removed = np.array(self._books.removed, np.int32) if self._books.removed else NOBODY
+        self._books.removed.clear()
+        index, self._books.index = self._books.index, self._books.index + 1
+        plan = StepPlan(index, draft.budget, rows, starts, granted, samples, removed, additions, grown)
+        return plan, places
+
+
+def _growth(grown: list[tuple[int, int, int]]) -> Growth:
+    if not grown:
+        return NO_GROWTH
+    rows, places, blocks = np.array(grown, np.int32).T
+    return Growth(rows, places, blocks)
