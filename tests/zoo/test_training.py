@@ -123,6 +123,15 @@ def test_scores_count_exact_matches(trained: Path) -> None:
     assert (found.n, found.right) == (2, 1)
 
 
+@pytest.mark.parametrize("task", tasks.PLAIN, ids=lambda task: task.name)
+def test_the_answer_ends_before_the_next_question_of_a_training_text(task: tasks.Task) -> None:
+    for index in range(20):
+        item = tasks.make(task.name, "train", 6, index)
+        assert score.said(item.completion, task.name) == item.completion
+        if item.more:  # what a model generates that goes on as the training texts do
+            assert score.said(item.text.removeprefix(item.prompt), task.name) == item.completion
+
+
 def test_the_interval_is_wilsons() -> None:
     low, high = score.wilson(8, 10)
     # The bounds solve (p - x)^2 = z^2 x (1 - x) / n, Wilson's own equation.
@@ -157,6 +166,13 @@ def test_a_wrong_configuration_is_refused_with_the_remedy(change: str, message: 
         f'name = "bad"\nrows = 1\nrow_tokens = 64\n{change}\n[model]\n{shape}\n', encoding="utf-8"
     )
     with pytest.raises(ValueError, match=message):
+        config.load(str(path))
+
+
+def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("name = ", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken.toml is not a TOML file"):
         config.load(str(path))
 
 

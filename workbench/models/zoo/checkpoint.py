@@ -52,7 +52,7 @@ def restore(
     if state["fingerprint"] != config.fingerprint:
         raise ValueError(
             f"{out / FILE} is of another configuration ({state['name']}, {state['fingerprint']}; this is"
-            f" {config.name}, {config.fingerprint}): give another --out, or delete the checkpoint to start anew"
+            f" {config.name}, {config.fingerprint}): give another --out, or delete it to start anew"
         )
     model.load_state_dict(state["model"])
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):

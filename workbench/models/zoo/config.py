@@ -84,7 +84,8 @@ def known() -> list[str]:
 def load(name_or_path: str) -> TrainConfig:
     """The configuration of that name, or in that TOML file.
 
-    Raises OSError when there is neither, ValueError for unknown or missing keys and for unknown tasks.
+    Raises OSError when there is neither, ValueError for what is not TOML, for unknown or missing keys and for
+    unknown tasks.
     """
     if name_or_path in known():
         text = (files(__package__) / "configs" / f"{name_or_path}.toml").read_text(encoding="utf-8")
@@ -94,7 +95,11 @@ def load(name_or_path: str) -> TrainConfig:
         raise FileNotFoundError(
             f"no training configuration {name_or_path!r}: give a TOML file or one of {', '.join(known())}"
         )
-    return parse(tomllib.loads(text), name_or_path)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{name_or_path} is not a TOML file: {error}") from error
+    return parse(values, name_or_path)
 
 
 def parse(values: dict[str, Any], source: str) -> TrainConfig:

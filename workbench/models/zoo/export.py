@@ -47,7 +47,8 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "rms_norm_eps": config.rms_norm_eps, "tie_word_embeddings": True,
-        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True,
+        "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0,
+        "initializer_range": 0.02, "use_cache": True,
         "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "pad_token_id": PAD_ID,
     }  # fmt: skip
 
@@ -58,7 +59,8 @@ def load(folder: Path) -> Llama:
     config = ModelConfig(
         hidden_size=raw["hidden_size"], num_layers=raw["num_hidden_layers"],
         num_heads=raw["num_attention_heads"], num_kv_heads=raw["num_key_value_heads"],
-        head_dim=raw["head_dim"], intermediate_size=raw["intermediate_size"], vocab_size=raw["vocab_size"], max_positions=raw["max_position_embeddings"],
+        head_dim=raw["head_dim"], intermediate_size=raw["intermediate_size"], vocab_size=raw["vocab_size"],
+        max_positions=raw["max_position_embeddings"],
         rope_theta=raw["rope_theta"], rms_norm_eps=raw["rms_norm_eps"],
     )  # fmt: skip
     model = Llama(config)

@@ -168,7 +168,7 @@ class Llama(nn.Module):
         return F.linear(hidden, self.embed_tokens.weight.to(hidden.dtype))
 
     def forward(self, tokens: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """Weighted mean cross-entropy; tokens and targets are [batch, tokens] int64, weights alike in float32."""
+        """Weighted mean cross-entropy; tokens and targets [batch, tokens] int64, weights alike in float32."""
         logits = self.logits(self.hidden(tokens)).float()
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         return (loss * weights.flatten()).sum() / weights.sum().clamp(min=1)

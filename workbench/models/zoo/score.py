@@ -100,10 +100,16 @@ def one_kind(
         longest = max(len(ids.answer) for _, ids in batch)
         answers = greedy(model, [ids.prompt for _, ids in batch], longest + 1)
         right += sum(
-            encoder.core.decode(answer) == item.completion
+            said(encoder.core.decode(answer), name) == item.completion
             for answer, (item, _) in zip(answers, batch, strict=True)
         )
     return Score(name, kind, len(pairs), right)
+
+
+def said(text: str, name: str) -> str:
+    """The part of a generated text that is the answer: up to the task's stop text, if it has one."""
+    stop = tasks.stop_of(name)
+    return text.split(stop, 1)[0] if stop else text
 
 
 def batches(pairs: Iterable[tuple[Item, Encoded]], budget: int) -> Iterable[list[tuple[Item, Encoded]]]:

@@ -26,6 +26,7 @@ from workbench.models.zoo.model import Llama
 
 log = logging.getLogger(__name__)
 
+LOG, HELDOUT = "train.csv", "heldout.csv"
 LOG_FIELDS = ("step", "seconds", "tokens", "loss", "lr_scale", "tokens_per_second")
 HELDOUT_FIELDS = ("step", "seconds", "task", "kind", "n", "right", "perplexity")
 
@@ -58,6 +59,9 @@ def train(config: TrainConfig, out: Path, *, resume: bool = True, device: str | 
     where = device_for(config, device)
     model, optimizers = build(config, where)
     progress = checkpoint.restore(out, config, model, optimizers) if resume else Progress()
+    if progress.step == 0:
+        for name in (LOG, HELDOUT):
+            (out / name).unlink(missing_ok=True)  # of an earlier run
     feed = Feed(config, tokens.FOLDER, progress.step)
     with stop_on_signal() as stop:
         try:
@@ -182,13 +186,13 @@ class Run:
         scale = lr_scale(self.config, self.done())
         step, elapsed = self.progress.step, self.progress.seconds
         row = (step, f"{elapsed:.2f}", step * tokens_a_step, f"{loss:.4f}", f"{scale:.4f}", f"{rate:.0f}")
-        append(self.out / "train.csv", LOG_FIELDS, [row])
+        append(self.out / LOG, LOG_FIELDS, [row])
         log.info(
             "step %d  %.0f s  loss %.4f  lr %.3f  %.2f M tokens/s", step, elapsed, loss, scale, rate / 1e6
         )
 
     def maybe_evaluate(self) -> float:
-        """Evaluates on held-out items when it is time; returns the seconds it took, which are not training."""
+        """Evaluates on held-out items when it is time; returns the seconds it took, not to be counted."""
         due = (
             self.config.eval_minutes
             and self.progress.seconds - self.evaluated >= 60 * self.config.eval_minutes
@@ -209,7 +213,7 @@ def evaluate(model: Llama, out: Path, items: int, progress: Progress) -> list[sc
         (progress.step, f"{progress.seconds:.1f}", s.task, s.kind, s.n, s.right, f"{s.perplexity:.4f}")
         for s in scores
     ]
-    append(out / "heldout.csv", HELDOUT_FIELDS, rows)
+    append(out / HELDOUT, HELDOUT_FIELDS, rows)
     log.info("held out: %s", "  ".join(f"{s.task} {s.accuracy:.0%}" for s in score.by_task(scores)))
     return scores
 

@@ -31,10 +31,10 @@ VOWEL_SOUND: Final = re.compile(
 )
 PLURALS: Final = MappingProxyType(
     {
-        **{same: same for same in ("sheep", "deer", "moose", "shrimp", "scissors", "tongs", "pliers", "noodles", "pasta")},
-        "mouse": "mice", "goose": "geese", "wolf": "wolves", "foot": "feet", "knife": "knives", "leaf": "leaves",
-        "shelf": "shelves", "scarf": "scarves", "tomato": "tomatoes", "potato": "potatoes", "mango": "mangoes",
-        "corn": "ears of corn",
+        "sheep": "sheep", "deer": "deer", "moose": "moose", "shrimp": "shrimp", "scissors": "scissors",
+        "tongs": "tongs", "pliers": "pliers", "mouse": "mice", "goose": "geese", "wolf": "wolves",
+        "foot": "feet", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "scarf": "scarves",
+        "tomato": "tomatoes", "potato": "potatoes", "mango": "mangoes", "corn": "ears of corn",
         "iris": "irises", "octopus": "octopuses", "yo-yo": "yo-yos", "pocketknife": "pocketknives",
     }
 )  # fmt: skip

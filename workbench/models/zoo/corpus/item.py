@@ -55,6 +55,7 @@ class Task(NamedTuple):
     draw: Callable[[Dice, str], Any]  # (dice, kind) -> facts
     content: Callable[[Any], str | None]  # what makes two items the same; None: an item of training only
     render: Callable[[Any, Dice], Rendered]
+    stop: str = ""  # ends a plain answer before eos, where training texts go on with further questions
 
 
 def split_of(content: str | None) -> Split:

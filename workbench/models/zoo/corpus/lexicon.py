@@ -40,8 +40,8 @@ def lexicon() -> Mapping[str, tuple[str, ...]]:
 def nouns(words: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Common nouns of one word, in lower case, from every category that holds things."""
     groups = (
-        "animal fruit vegetable food drink flower tree clothing tool instrument vehicle furniture keepsake material job"
-        " nature place abstract item body room shape"
+        "animal fruit vegetable food drink flower tree clothing tool instrument vehicle furniture keepsake"
+        " material job nature place abstract item body room shape"
     )
     found = (word for group in groups.split() for word in words[group])
     return tuple(dict.fromkeys(word for word in found if word.isalpha() and word.islower()))

@@ -63,7 +63,7 @@ FILLERS = (
     "Later there was {food} for all.", "It was {month}.",
 )  # fmt: skip
 PLACES = ("kitchen", "garden", "attic", "cellar", "garage", "hall", "library", "bedroom", "bathroom", "study",
-          "park",           "market", "school", "office", "barn", "stable", "workshop", "pantry")  # fmt: skip
+          "park", "market", "school", "office", "barn", "stable", "workshop", "pantry")  # fmt: skip
 SPOTS = (
     "in the {room}",
     "on the {furniture}",
@@ -75,9 +75,8 @@ SPOTS = (
 
 class Passage(NamedTuple):
     text: str
-    questions: tuple[
-        tuple[str, str], ...
-    ]  # (question, answer): the first is the item, the rest follow in training
+    # (question, answer): the first is the item, the rest follow in training
+    questions: tuple[tuple[str, str], ...]
 
 
 def draw(dice: Dice, kind: str) -> Passage:
@@ -203,4 +202,4 @@ def render(facts: Passage, dice: Dice) -> Rendered:
     return Rendered(prompt, ask_for.format(facts.text, question), answer, more=more)
 
 
-TASK = Task("passages", KINDS, draw, content, render)
+TASK = Task("passages", KINDS, draw, content, render, stop="\n")

@@ -64,4 +64,4 @@ def render(facts: Pairs, dice: Dice) -> Rendered:
     )
 
 
-TASK = Task("retrieval", KINDS, draw, content, render)
+TASK = Task("retrieval", KINDS, draw, content, render, stop="\n")

@@ -45,7 +45,8 @@ def draw(dice: Dice, kind: str) -> Facts:
     plots = [name for name in grammar.load(*FILES).rules if name.startswith("plot_")]
     return Facts(
         dice.pick(plots), hero, draw_kind(dice, girl), other, draw_kind(dice, other_girl),
-        dice.pick(lexicon()["keepsake"]), dice.pick(lexicon()["story_place"]), ("she" if girl else "he", "she" if other_girl else "he"), kind == "asked",
+        dice.pick(lexicon()["keepsake"]), dice.pick(lexicon()["story_place"]),
+        ("she" if girl else "he", "she" if other_girl else "he"), kind == "asked",
     )  # fmt: skip
 
 

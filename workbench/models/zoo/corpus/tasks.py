@@ -46,6 +46,12 @@ def check_task(name: str) -> None:
         raise ValueError(f"unknown task {name!r}: choose one of {', '.join(NAMES)}")
 
 
+def stop_of(name: str) -> str:
+    """The text that ends the task's answers before eos, if any. Raises ValueError for an unknown task."""
+    check_task(name)
+    return "" if name == CHAT else BY_NAME[name].stop
+
+
 def make(name: str, split: Split, seed: int, index: int, kind: str | None = None) -> Item:
     """Item number `index` of a task's split, of the given kind or of one drawn from the seed.
 
