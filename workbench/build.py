@@ -59,8 +59,15 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     model = load_model(
         folder, spec, device, dtype, settings.load_format, settings.seed, max_positions=config.max_model_len
     )
-    store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
-    batch = Batch(config.max_num_seqs, config.max_model_len, config.block_size, groups, device)
+    try:
+        store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
+        batch = Batch(config.max_num_seqs, config.max_model_len, config.block_size, groups, device)
+    except (RuntimeError, MemoryError) as error:  # torch's way to say that memory lacks
+        raise ValueError(
+            f"no memory for {config.num_blocks} KV blocks ({config.kv_cache_bytes} bytes) and"
+            f" {config.max_num_seqs} rows of {config.max_model_len} tokens: lower num_gpu_blocks_override, kv_cache_memory_bytes or"
+            f" max_num_seqs ({error})"
+        ) from error
     runner = TorchRunner(model, groups, store, batch, Sampler(settings.logprobs_mode), clock)
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
     tokenizer = None if settings.skip_tokenizer_init else load_tokenizer(settings, folder)
@@ -76,9 +83,12 @@ def _plan_memory(
     block_bytes = bytes_per_block(spec, groups, s.block_size, dtype)
     wanted = seqs * -(-length // s.block_size) * len(groups)
     num_blocks = num_kv_blocks(s, device, block_bytes, wanted)
-    remedy = "raise gpu_memory_utilization" if device.type == "cuda" else "raise kv_cache_memory_bytes"
+    needed = -(-length // s.block_size) * len(groups)
+    remedy = f"raise kv_cache_memory_bytes to {needed * block_bytes}"
     if s.num_gpu_blocks_override is not None:
-        remedy = "raise num_gpu_blocks_override"
+        remedy = f"raise num_gpu_blocks_override to {needed}"
+    elif device.type == "cuda" and s.kv_cache_memory_bytes is None:
+        remedy = "raise gpu_memory_utilization"
     fitting = fit_length(s, length, num_blocks, len(groups), remedy)
     if fitting < length:
         logger.warning(

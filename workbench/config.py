@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from workbench.cache.hashing import HashAlgorithm
+from workbench.cache.hashing import HashAlgorithm, hash_function
 from workbench.checks import at_least, within
-from workbench.engine.policies import Policy
+from workbench.engine.policies import Policy, policy_named
 from workbench.errors import check_names
 from workbench.models.spec import ModelSpec
+from workbench.params import SamplingParams
 
 GIB = 1 << 30
 CPU_POOL = GIB  # most bytes of KV cache taken on a CPU without being told
 BIG_GPU = 70 * GIB
 
 _REMOVED = {
+    "best_of": "use SamplingParams(n=...), and pick the best by cumulative_logprob",
     "swap_space": "preempted requests are recomputed, never swapped: leave it out",
     "cpu_offload_gb": "weights are not offloaded: leave it out",
     "enable_chunked_prefill": "prefill is always chunked: set max_num_batched_tokens instead",
@@ -46,6 +48,26 @@ _LATER = {
     "enable_lora": (False, "LoRA"),
     "structured_outputs_config": (None, "structured output"),
     "tensor_parallel_size": (1, "tensor parallelism"),
+}
+# Known from SamplingParams, and given to the engine by mistake.
+_ELSEWHERE = {
+    field.name: f"it belongs to a request: SamplingParams({field.name}=...)"
+    for field in fields(SamplingParams)
+}
+_SWITCHES = (
+    "enable_prefix_caching",
+    "enforce_eager",
+    "skip_tokenizer_init",
+    "trust_remote_code",
+    "async_scheduling",
+)
+_AT_LEAST = {"block_size": 1, "long_prefill_token_threshold": 0, "max_logprobs": 0, "seed": 0}
+_AT_LEAST_OR_OPEN = {
+    "max_model_len": 2,  # a prompt of one token, and the answer to it
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "num_gpu_blocks_override": 1,
+    "kv_cache_memory_bytes": 1,
 }
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 
@@ -138,13 +160,12 @@ class EngineConfig:
 def read_settings(given: Mapping[str, Any]) -> Settings:
     """Check what was given, as far as that needs neither model nor device."""
     check_environment(os.environ)
-    check_names("LLM", given, frozenset(field.name for field in fields(Settings)), _REMOVED)
-    settings = Settings(**given)
+    check_names("LLM", given, frozenset(field.name for field in fields(Settings)), _ELSEWHERE | _REMOVED)
+    settings = _checked(Settings(**given))
     for name, (off, what) in _LATER.items():
         value = getattr(settings, name)
         if value != off and not (off is None and not value):
             raise ValueError(f"{name}={value!r}: {what} is not available yet; leave it out")
-    _check_numbers(settings)
     return settings
 
 
@@ -154,24 +175,50 @@ def check_environment(environment: Mapping[str, str]) -> None:
         raise ValueError("VLLM_USE_V1=0 asks for another engine; there is only one here: unset VLLM_USE_V1")
 
 
-def _check_numbers(s: Settings) -> None:
-    within("gpu_memory_utilization", s.gpu_memory_utilization, 0.0, 1.0)
-    at_least("block_size", s.block_size, 1)
-    at_least("long_prefill_token_threshold", s.long_prefill_token_threshold, 0, remedy="0 is no limit")
-    at_least("max_logprobs", s.max_logprobs, 0)
-    at_least("seed", s.seed, 0)
-    for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_gpu_blocks_override"):
-        if getattr(s, name) is not None:
-            at_least(name, getattr(s, name), 1)
+def _checked(s: Settings) -> Settings:
+    """Every value brought to its plain type, or refused. What needs model or device is checked later."""
+    for name in _SWITCHES:
+        value = getattr(s, name)
+        if not isinstance(value, bool) and not (name == "async_scheduling" and value is None):
+            raise TypeError(f"{name} is {value!r}: use True or False")
     if s.logprobs_mode not in LOGPROBS_MODES:
         raise ValueError(
             f"logprobs_mode={s.logprobs_mode!r} is unknown: use one of {', '.join(LOGPROBS_MODES)}"
         )
+    hash_function(s.prefix_caching_hash_algo)
+    policy_named(s.scheduling_policy)
+    numbers: dict[str, Any] = {name: at_least(name, getattr(s, name), low) for name, low in _AT_LEAST.items()}
+    for name, low in _AT_LEAST_OR_OPEN.items():
+        value = getattr(s, name)
+        numbers[name] = None if value is None else at_least(name, value, low)
+    numbers["gpu_memory_utilization"] = within("gpu_memory_utilization", s.gpu_memory_utilization, 0.0, 1.0)
+    checked = replace(
+        s, model=_place("model", s.model), tokenizer=_place("tokenizer", s.tokenizer), **numbers
+    )
+    _check_together(checked)
+    return checked
+
+
+def _check_together(s: Settings) -> None:
+    if s.seed >= 1 << 64:
+        raise ValueError(f"seed is {s.seed}: use less than 2**64")
     if s.max_num_seqs and s.max_num_batched_tokens and s.max_num_batched_tokens < s.max_num_seqs:
         raise ValueError(
-            f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}:"
-            " a step must hold a token for each running request; raise the one or lower the other"
+            f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}: a"
+            " step must hold a token for each running request; raise the one or lower the other"
         )
+
+
+def _place(name: str, value: object) -> str | None:
+    """A folder or a name, as a str."""
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} is {value!r}: use a folder, a hub id, or leave it out")
+    place = os.fspath(value)
+    if not place or not isinstance(place, str):
+        raise ValueError(f"{name} is {value!r}: use a folder, a hub id, or leave it out")
+    return place
 
 
 def step_limits(s: Settings, device: Device) -> tuple[int, int]:
@@ -202,9 +249,10 @@ def fit_length(s: Settings, length: int, num_blocks: int, num_groups: int, remed
     fits = num_blocks // num_groups * s.block_size
     if fits >= length:
         return length
-    if s.max_model_len is None and fits >= 1:
+    if s.max_model_len is None and fits > 1:
         return fits
+    shorter = f", or lower max_model_len to {fits}, the most that fits" if fits > 1 else ""
     raise ValueError(
         f"one request of max_model_len {length} needs {-(-length // s.block_size) * num_groups} KV blocks and"
-        f" there are {num_blocks}: {remedy}, or lower max_model_len to {fits}, the most that fits"
+        f" there are {num_blocks}: {remedy}{shorter}"
     )

@@ -29,6 +29,8 @@ class Intake:
         self._read_tokens = read_tokens
         self._in_use = in_use  # whether a request id is taken
         self._numbers = itertools.count()
+        # An id beyond the vocabulary never comes, and the sampler could not forbid it.
+        self._eos = tuple(i for i in built.spec.eos_token_ids if 0 <= i < built.spec.vocab_size)
         self._digest = hash_function(built.config.prefix_caching_hash_algo)
 
     def all(
@@ -83,6 +85,7 @@ class Intake:
         )
         if params.stop and self._built.tokenizer is None:
             raise ValueError("stop strings need a tokenizer (skip_tokenizer_init): use stop_token_ids")
+        self._check_possible(params)
         read = read_prompt(prompt, self._built.tokenizer)
         self._check_prompt(read)
         number = self._next_number(params.n)
@@ -92,6 +95,16 @@ class Intake:
             seed = self._seed(params, number, child)
             parent.add(self._request(own, read, params, seed, integer("priority", priority)))
         return parent
+
+    def _check_possible(self, params: SamplingParams) -> None:
+        """Some token must be left to sample while min_tokens forbids those that end a request."""
+        ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self._eos)}
+        allowed = params.allowed_token_ids
+        if params.min_tokens and allowed is not None and ends.issuperset(allowed):
+            raise ValueError(
+                f"allowed_token_ids {allowed} all end the request, and min_tokens is {params.min_tokens}:"
+                " allow another token, or set min_tokens to 0"
+            )
 
     def _next_number(self, n: int) -> int:
         """The next number that is nobody's id; people may have given theirs any name."""
@@ -139,7 +152,7 @@ class Intake:
             params=params,
             max_length=len(prompt.token_ids) + min(params.max_tokens or room, room),
             seed=seed,
-            eos_token_ids=() if params.ignore_eos else self._built.spec.eos_token_ids,
+            eos_token_ids=() if params.ignore_eos else self._eos,
             times=Times(self._clock()),
             tables=cache.open(root_key(self._digest, extra)),
             priority=priority,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from workbench.build import Built, build
 from workbench.cache.hashing import HashAlgorithm
@@ -19,23 +16,34 @@ from workbench.engine.clock import wall_clock
 from workbench.engine.events import Emitter, EngineStarted
 from workbench.engine.loop import Engine
 from workbench.engine.policies import Policy
-from workbench.engine.request import Request
 from workbench.intake import Intake
 from workbench.metrics import Metric, read_metrics
+from workbench.open_requests import OpenRequests
 from workbench.outputs import RequestOutput
-from workbench.params import BeamSearchParams, LoRARequest, RequestOutputKind, SamplingParams
-from workbench.parent import Parent
+from workbench.params import LoRARequest, RequestOutputKind, SamplingParams
 from workbench.progress import Progress
 from workbench.prompts import conversations_of
 from workbench.step import Step, describe
-from workbench.worker import Worker
+from workbench.streams import AsyncStreams, stream
 
 if TYPE_CHECKING:
     from workbench.trace import Trace
 
 logger = logging.getLogger(__name__)
 
-LATER = "is not available yet"
+_GENERATES = "this engine generates text; use generate or chat"
+_NO_LORA = "only the base model runs"
+_RESERVED = {
+    "beam_search": "use generate with n > 1 and logprobs, and pick by cumulative_logprob",
+    "embed": _GENERATES,
+    "encode": _GENERATES,
+    "classify": _GENERATES,
+    "score": _GENERATES,
+    "add_lora": _NO_LORA,
+    "remove_lora": _NO_LORA,
+    "list_loras": _NO_LORA,
+    "pin_lora": _NO_LORA,
+}
 
 
 class LLM:
@@ -105,12 +113,11 @@ class LLM:
         self._emit = Emitter()
         self._built: Built | None = build(settings, self._clock, self._emit)
         self.config: EngineConfig = self._built.config
-        self._intake = Intake(self._built, self._clock, self._engine.scheduler.tokens_of, self._in_use)
-        self._open: dict[str, Parent] = {}  # by request id, until it ends
-        self._children: set[str] = set()  # ids of the open requests' children, where n > 1
-        self._by_hand: dict[str, Parent] = {}  # added by add_request, until step() has told their end
-        self._queues: dict[Parent, Callable[[BaseException], None]] = {}  # async callers, to hear of a crash
-        self._worker = Worker(self._engine, self._crashed)
+        self._requests = OpenRequests(self._built.engine)
+        self._async_streams = AsyncStreams(self._requests)
+        self._intake = Intake(
+            self._built, self._clock, self._engine.scheduler.tokens_of, self._requests.in_use
+        )
         self._trace: Trace | None = None
         self._start_trace()
 
@@ -174,8 +181,8 @@ class LLM:
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         parents = self._intake.all(prompts, params, lora_request, priority)
         with Progress(parents, use_tqdm) as progress:
-            self._submit(parents, progress.ended)
-            self._drive(parents, lambda: progress.remaining == 0)
+            self._requests.submit(parents, progress.ended)
+            self._requests.drive(parents, lambda: progress.remaining == 0)
         outputs = [parent.output(RequestOutputKind.FINAL_ONLY) for parent in parents]
         return [output for output in outputs if output is not None]
 
@@ -232,75 +239,20 @@ class LLM:
         """Complete one prompt and yield what is new (DELTA outputs); closing the iterator aborts it."""
         params = self.get_default_sampling_params() if params is None else params
         parent = self._intake.one(prompt, params, None, lora_request, priority)
-        return self._stream(parent)
+        return stream(self._requests, parent)
 
-    def _stream(self, parent: Parent) -> Iterator[RequestOutput]:
-        arrived: deque[RequestOutput] = deque()
-
-        def listen(_: Request) -> None:
-            if (output := parent.output(RequestOutputKind.DELTA)) is not None:
-                arrived.append(output)
-
-        self._submit([parent], listen, streams=True)
-        try:
-            while True:
-                self._drive([parent], lambda: bool(arrived) or parent.finished)
-                while arrived:
-                    yield arrived.popleft()
-                if parent.finished:
-                    return
-        finally:
-            self._abort([parent])
-
-    async def astream(
+    def astream(
         self,
         prompt: Any,
         params: SamplingParams | None = None,
         *,
         lora_request: LoRARequest | None = None,
         priority: int = 0,
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """As `stream`, for async code; several at once share batches. One worker thread drives the engine."""
         params = self.get_default_sampling_params() if params is None else params
         parent = self._intake.one(prompt, params, None, lora_request, priority)
-        loop, worker = asyncio.get_running_loop(), self._worker
-        queue: asyncio.Queue[RequestOutput | BaseException] = asyncio.Queue()
-
-        def put(item: RequestOutput | BaseException) -> None:
-            with suppress(RuntimeError):  # the loop has closed: nobody listens any more
-                loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        def listen(request: Request) -> None:
-            if (output := parent.output(RequestOutputKind.DELTA)) is not None:
-                put(output)
-            if request.finished:
-                worker.ended([request])
-
-        def add() -> None:
-            try:
-                self._add([parent], listen, streams=True)
-            except (ValueError, RuntimeError) as error:  # concerns this caller alone
-                worker.ended(parent.requests)
-                put(error)
-
-        self._queues[parent] = put
-        try:
-            worker.post(add, opens=parent.requests)
-            while True:
-                item = await queue.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.finished:
-                    return
-        finally:
-            del self._queues[parent]
-            if not parent.finished and self._built is not None:
-                worker.post(lambda: self._end([parent]))
-
-    def _crashed(self, error: BaseException) -> None:
-        for put in list(self._queues.values()):
-            put(error)
+        return self._async_streams.stream(parent)
 
     # --- by hand --------------------------------------------------------------------------------------
 
@@ -315,17 +267,19 @@ class LLM:
         """Queue a prompt for `step`; its id."""
         params = self.get_default_sampling_params() if params is None else params
         parent = self._intake.one(prompt, params, request_id, lora_request, priority)
-        self._submit([parent], None)
+        self._requests.submit([parent], None)
         return parent.request_id
 
     def abort(self, request_id: str | Sequence[str]) -> None:
         """End requests with finish_reason "abort"; ids that are not open are left alone."""
+        if not isinstance(request_id, Sequence):
+            raise TypeError(f"request_id is {request_id!r}: use an id, or a list of ids")
         names = [request_id] if isinstance(request_id, str) else request_id
-        self._abort([self._open[name] for name in names if name in self._open])
+        self._requests.abort(self._requests.named(names))
 
     def has_unfinished_requests(self) -> bool:
         """Whether a `step` has something to do or to tell."""
-        return bool(self._open or self._by_hand)
+        return bool(self._requests)
 
     def step(self) -> Step:
         """Plan, launch, collect and commit one step, synchronously; what it did, with new outputs."""
@@ -335,86 +289,23 @@ class LLM:
             interrupts.check()  # while nothing has been told, so that the next step tells it
             touched = {id(r) for r in (*commit.requests, *commit.finished)} if commit is not None else set()
             outputs = []
-            for name, parent in list(self._by_hand.items()):
+            for name, parent in list(self._requests.by_hand.items()):
                 if parent.finished:
-                    del self._by_hand[name]
+                    del self._requests.by_hand[name]
                 elif not any(id(request) in touched for request in parent.requests):
                     continue
                 if (output := parent.output()) is not None:
                     outputs.append(output)
             return describe(commit, self.config.max_num_batched_tokens, outputs)
 
-    # --- inside ---------------------------------------------------------------------------------------
-
-    def _submit(
-        self, parents: Sequence[Parent], listen: Callable[[Request], None] | None, *, streams: bool = False
-    ) -> None:
-        try:
-            with self._engine.undisturbed():
-                self._add(parents, listen, streams=streams)
-        except BaseException:
-            self._abort(parents)
-            raise
-
-    def _add(
-        self, parents: Sequence[Parent], listen: Callable[[Request], None] | None, *, streams: bool
-    ) -> None:
-        """Queue requests, in the engine's turn; those nobody listens to are told by `step`."""
-        for parent in parents:
-            for name in parent.names:
-                if self._in_use(name):
-                    raise ValueError(f"request id {name!r} is in use: choose another, or leave it out")
-        for parent in parents:
-            self._open[parent.request_id] = parent
-            self._children.update(parent.names[1:])
-            if listen is None:
-                self._by_hand[parent.request_id] = parent
-            for request in parent.requests:
-                request.streams = streams
-                request.listener = self._listener(parent, listen)
-                self._engine.scheduler.add(request)
-
-    def _in_use(self, name: str) -> bool:
-        return name in self._open or name in self._by_hand or name in self._children
-
-    def _listener(
-        self, parent: Parent, listen: Callable[[Request], None] | None
-    ) -> Callable[[Request], None]:
-        def told(request: Request) -> None:
-            if parent.finished:
-                self._open.pop(parent.request_id, None)
-                self._children.difference_update(parent.names[1:])
-            if listen is not None:
-                listen(request)
-
-        return told
-
-    def _drive(self, parents: Sequence[Parent], done: Callable[[], bool]) -> None:
-        """Step until done; whatever interrupts this aborts the call's own requests and no others."""
-        try:
-            self._engine.run_until(done)
-        except BaseException:
-            self._abort(parents)
-            raise
-
-    def _abort(self, parents: Sequence[Parent]) -> None:
-        if self._built is not None and not all(parent.finished for parent in parents):
-            with self._engine.undisturbed():
-                self._engine.drain()
-                self._end(parents)
-
-    def _end(self, parents: Iterable[Parent]) -> None:
-        """Abort those of the requests that are open here, in the engine's turn."""
-        parents = [parent for parent in parents if self._open.get(parent.request_id) is parent]
-        if parents:
-            self._engine.abort([request for parent in parents for request in parent.requests])
-
     # --- around ---------------------------------------------------------------------------------------
 
     def get_tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
         if self._parts.tokenizer is None:
-            raise ValueError("the engine has no tokenizer (skip_tokenizer_init)")
+            raise ValueError(
+                "the engine has no tokenizer (skip_tokenizer_init): open it with one, or pass token ids"
+            )
         return self._parts.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -439,13 +330,10 @@ class LLM:
         """End what is open and give all memory back. The trace can still be read."""
         if self._built is None:
             return
-        with self._engine.undisturbed():
-            self._engine.drain()
-            self._end(list(self._open.values()))
+        self._requests.close()
         on_gpu = self.config.device == "cuda"
-        del self._intake, self._worker
+        del self._intake, self._async_streams
         self._built = None
-        self._by_hand.clear()
         gc.collect()
         if on_gpu:
             import torch
@@ -460,43 +348,12 @@ class LLM:
     ) -> None:
         self.close()
 
-    # --- what comes later -----------------------------------------------------------------------------
+    def __getattr__(self, name: str) -> Any:
+        """Names that vLLM has and this engine has not yet: callable, to say so."""
+        if name in _RESERVED:
 
-    def beam_search(self, prompts: Any, params: BeamSearchParams, **options: Any) -> Any:
-        """Not available yet."""
-        raise ValueError(f"beam_search {LATER}: use generate with n > 1 and pick by cumulative_logprob")
+            def refuse(*args: Any, **options: Any) -> NoReturn:
+                raise ValueError(f"{name} is not available yet: {_RESERVED[name]}")
 
-    def _pooling(self, name: str) -> Any:
-        raise ValueError(f"{name} {LATER}: this engine generates text; use generate or chat")
-
-    def embed(self, *args: Any, **options: Any) -> Any:
-        """Not available yet."""
-        return self._pooling("embed")
-
-    def encode(self, *args: Any, **options: Any) -> Any:
-        """Not available yet."""
-        return self._pooling("encode")
-
-    def classify(self, *args: Any, **options: Any) -> Any:
-        """Not available yet."""
-        return self._pooling("classify")
-
-    def score(self, *args: Any, **options: Any) -> Any:
-        """Not available yet."""
-        return self._pooling("score")
-
-    def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Not available yet."""
-        raise ValueError(f"LoRA {LATER}")
-
-    def remove_lora(self, lora_id: int) -> bool:
-        """Not available yet."""
-        raise ValueError(f"LoRA {LATER}")
-
-    def list_loras(self) -> set[int]:
-        """Not available yet."""
-        raise ValueError(f"LoRA {LATER}")
-
-    def pin_lora(self, lora_id: int) -> bool:
-        """Not available yet."""
-        raise ValueError(f"LoRA {LATER}")
+            return refuse
+        raise AttributeError(f"LLM has no {name!r}")

@@ -48,11 +48,21 @@ def read_prompt(prompt: Any, tokenizer: Any | None) -> Prompt:
     if token_ids is None:
         if tokenizer is None:
             raise ValueError("the engine has no tokenizer (skip_tokenizer_init): pass prompt_token_ids")
-        token_ids = tokenizer.encode(text)
+        token_ids = _encode(text, tokenizer)
     ids = _to_array(token_ids)
     if not len(ids):
         raise ValueError("the prompt is empty: pass at least one token")
     return Prompt(text, ids, salt)
+
+
+def _encode(text: str | None, tokenizer: Any) -> Any:
+    try:
+        return tokenizer.encode(text)
+    except (TypeError, UnicodeError) as error:  # how tokenizers refuse what is not Unicode
+        raise ValueError(
+            f"the tokenizer cannot encode the prompt {reprlib.repr(text)} ({error}): if it holds half of a"
+            " surrogate pair, clean it with prompt.encode('utf-8', 'replace').decode()"
+        ) from error
 
 
 def _parts(prompt: Any) -> tuple[str | None, Any | None, str | None]:

@@ -88,5 +88,5 @@ def check_idle(llm: LLM) -> None:
         scheduler.check()
         assert scheduler.cache.pool.num_held == 0, "blocks are held and nobody is there"
         assert not scheduler.has_work, "somebody is still in the engine"
-        assert not llm._open, "requests are still counted as open"
+        assert not llm._requests._open, "requests are still counted as open"
         assert scheduler.running.num_free_rows == scheduler.limits.max_rows, "a batch row is lost"

@@ -172,7 +172,7 @@ def test_an_abort_leaves_the_others_alone_and_holds_nothing(
     )
     given = prompts(3)  # 7, 18 and 29 tokens: the second and third are cut into chunks
     names = [llm.add_request(prompt, greedy(), request_id=f"r{i}") for i, prompt in enumerate(given)]
-    victim = llm._open["r1"].requests[0]
+    victim = llm._requests._open["r1"].requests[0]
     if when == "mid-chunk":
         step = llm.step()
         assert 0 < step.num_scheduled_tokens["r1"] < 18

@@ -189,7 +189,7 @@ def test_ctrl_c_ends_the_interrupted_call_and_no_other(
     reasons = trace.requests.set_index("request_id")["finish_reason"]
     assert (reasons.drop(name) == "abort").all()
     assert len(reasons) == len(given)
-    assert list(llm._open) == [name]
+    assert list(llm._requests._open) == [name]
     llm._engine.scheduler.check()
     last: dict[str, RequestOutput] = {}
     while llm.has_unfinished_requests():

@@ -1,0 +1,114 @@
+"""The requests users have open in one engine, from being queued until their end is told.
+
+The one way in and out for callers, whatever they wait in: a call, an iterator, async code, or a loop of
+their own. Knows neither prompts nor text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from workbench.engine.loop import Engine
+from workbench.engine.request import Request
+from workbench.parent import Parent
+
+Listen = Callable[[Request], None]
+
+
+class OpenRequests:
+    """Books by request id; all writes happen in the engine's turn."""
+
+    def __init__(self, engine: Engine[Any]) -> None:
+        self.by_hand: dict[str, Parent] = {}  # nobody listens to these: `step` tells them
+        self._engine: Engine[Any] | None = engine
+        self._open: dict[str, Parent] = {}  # until they end
+        self._children: set[str] = set()  # ids of the open requests' children, where n > 1
+
+    def __bool__(self) -> bool:
+        """Whether anything is open, or has ended and was not told."""
+        return bool(self._open or self.by_hand)
+
+    @property
+    def engine(self) -> Engine[Any]:
+        if self._engine is None:
+            raise RuntimeError("this LLM is closed: make a new one")
+        return self._engine
+
+    def in_use(self, name: str) -> bool:
+        return name in self._open or name in self.by_hand or name in self._children
+
+    def named(self, names: Iterable[str]) -> list[Parent]:
+        """Those of the ids that are open."""
+        return [self._open[name] for name in names if name in self._open]
+
+    def submit(self, parents: Sequence[Parent], listen: Listen | None, *, streams: bool = False) -> None:
+        """Queue requests; all of them or, when something interrupts, none."""
+        try:
+            with self.engine.undisturbed():
+                self.add(parents, listen, streams=streams)
+        except BaseException:
+            self.abort(parents)
+            raise
+
+    def add(self, parents: Sequence[Parent], listen: Listen | None, *, streams: bool) -> None:
+        """Queue requests, in the engine's turn.
+
+        Args:
+            listen: hears of each request's end, and with `streams` of each token; None: `step` tells them.
+
+        Raises:
+            ValueError: an id is in use.
+        """
+        for parent in parents:
+            for name in parent.names:
+                if self.in_use(name):
+                    raise ValueError(f"request id {name!r} is in use: choose another, or leave it out")
+        for parent in parents:
+            self._open[parent.request_id] = parent
+            self._children.update(parent.names[1:])
+            if listen is None:
+                self.by_hand[parent.request_id] = parent
+            for request in parent.requests:
+                request.streams = streams
+                request.listener = self._listener(parent, listen)
+                self.engine.scheduler.add(request)
+
+    def _listener(self, parent: Parent, listen: Listen | None) -> Listen:
+        def told(request: Request) -> None:
+            if parent.finished:
+                self._open.pop(parent.request_id, None)
+                self._children.difference_update(parent.names[1:])
+            if listen is not None:
+                listen(request)
+
+        return told
+
+    def drive(self, parents: Sequence[Parent], done: Callable[[], bool]) -> None:
+        """Step until done; whatever interrupts this aborts the caller's own requests and no others."""
+        try:
+            self.engine.run_until(done)
+        except BaseException:
+            self.abort(parents)
+            raise
+
+    def abort(self, parents: Sequence[Parent]) -> None:
+        """End requests now, once what is in flight has been committed."""
+        if self._engine is not None and not all(parent.finished for parent in parents):
+            with self._engine.undisturbed():
+                self._engine.drain()
+                self.end(parents)
+
+    def end(self, parents: Iterable[Parent]) -> None:
+        """Abort those of the requests that are open here, in the engine's turn."""
+        parents = [parent for parent in parents if self._open.get(parent.request_id) is parent]
+        if parents and self._engine is not None:
+            self._engine.abort([request for parent in parents for request in parent.requests])
+
+    def close(self) -> None:
+        """End everything and let go of the engine."""
+        with self.engine.undisturbed():
+            self.engine.drain()
+            self.end(list(self._open.values()))
+        self.by_hand.clear()
+        self._engine = None
