@@ -65,8 +65,8 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     except (RuntimeError, MemoryError) as error:  # torch's way to say that memory lacks
         raise ValueError(
             f"no memory for {config.num_blocks} KV blocks ({config.kv_cache_bytes} bytes) and"
-            f" {config.max_num_seqs} rows of {config.max_model_len} tokens: lower num_gpu_blocks_override, kv_cache_memory_bytes or"
-            f" max_num_seqs ({error})"
+            f" {config.max_num_seqs} rows of {config.max_model_len} tokens: lower num_gpu_blocks_override,"
+            f" kv_cache_memory_bytes or max_num_seqs ({error})"
         ) from error
     runner = TorchRunner(model, groups, store, batch, Sampler(settings.logprobs_mode), clock)
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))

@@ -204,8 +204,8 @@ def _check_together(s: Settings) -> None:
         raise ValueError(f"seed is {s.seed}: use less than 2**64")
     if s.max_num_seqs and s.max_num_batched_tokens and s.max_num_batched_tokens < s.max_num_seqs:
         raise ValueError(
-            f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}: a"
-            " step must hold a token for each running request; raise the one or lower the other"
+            f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}:"
+            " a step must hold a token for each running request; raise the one or lower the other"
         )
 
 
