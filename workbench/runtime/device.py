@@ -21,7 +21,7 @@ def pick_device(asked: str) -> tuple[torch.device, Device]:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(asked)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device={asked!r} is unknown: use 'auto', 'cpu' or 'cuda'") from error
     if device.type == "cpu":
         return device, Device("cpu", f"CPU, {torch.get_num_threads()} threads", 0)

@@ -1,0 +1,533 @@
+"""Bad input: an error that names the value and the remedy, before any work starts, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.llm import tiny
+from tests.llm.conftest import Models, Open, check_idle
+from workbench import LLM, LoRARequest, SamplingParams
+
+SHORT = SamplingParams(temperature=0, max_tokens=2)
+TALK = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture
+def llm(open_llm: Open) -> LLM:
+    return open_llm(max_model_len=64, max_num_seqs=8)
+
+
+def assert_nothing_began(llm: LLM) -> None:
+    scheduler = llm._engine.scheduler
+    assert (len(scheduler.waiting), scheduler.running.count, scheduler.counts.prefix_queries) == (0, 0, 0)
+    assert not llm.has_unfinished_requests()
+    check_idle(llm)
+
+
+# --- prompts ------------------------------------------------------------------------------------------
+
+PROMPTS: dict[str, tuple[object, type[Exception], str]] = {
+    "none": (None, TypeError, "a str, a list of token ids or a dict, not NoneType"),
+    "a number": (5, TypeError, "not int"),
+    "empty text": ("", ValueError, "empty: pass at least one token"),
+    "no tokens": ([[]], ValueError, "empty: pass at least one token"),
+    "a list of no tokens in a list": (
+        {"prompt_token_ids": [[]]},
+        TypeError,
+        r"flat list of ints, not \[\[\]\]",
+    ),
+    "nested tokens": ([[1, [2]]], TypeError, "flat list of ints"),
+    "a text among tokens": ([[1, "a"]], TypeError, "flat list of ints.*'a'"),
+    "a token among texts": (["a", 3], TypeError, "prompt 1 of 2.*not int"),
+    "nothing among texts": (["a", None], TypeError, "prompt 1 of 2.*NoneType"),
+    "truth values": ([True, False], TypeError, "flat list of ints.*True"),
+    "a truth value": ([1, True], TypeError, "flat list of ints.*True"),
+    "fractions": ([[1.5]], TypeError, "flat list of ints.*1.5"),
+    "bytes": (b"abc", TypeError, "flat list of ints"),
+    "a set": ({1, 2}, TypeError, "not set"),
+    "an iterator": (iter([1]), TypeError, "not list_iterator"),
+    "a matrix": (np.ones((2, 2), int), TypeError, "flat list of ints"),
+    "an array of fractions": (np.ones(2), TypeError, "flat list of ints"),
+    "a token below 0": ([-1], ValueError, "token id -1 .*0 or more"),
+    "a token beyond the vocabulary": ([tiny.VOCAB], ValueError, "token id 320 .* ends at 319"),
+    "a token beyond 32 bits": ([2**40], ValueError, f"token id {2**40} "),
+    "a token beyond 64 bits": ([5, 10**30], ValueError, f"token id {10**30} "),
+    "a token far below 0": ([-(10**30)], ValueError, f"token id -{10**30} "),
+    "a dict without a prompt": ({"cache_salt": "a"}, ValueError, "needs 'prompt' or 'prompt_token_ids'"),
+    "a dict with a typo": ({"promt": "a"}, ValueError, "no 'promt': it takes prompt, prompt_token_ids"),
+    "a dict with another kind of text": ({"prompt": 5}, TypeError, "'prompt' is a str, not int"),
+    "tokens as a str": ({"prompt_token_ids": "12"}, TypeError, "flat list of ints, not '12'"),
+    "one token": ({"prompt_token_ids": 5}, TypeError, "flat list of ints"),
+    "a salt of another kind": (
+        {"prompt": "a", "cache_salt": 3},
+        ValueError,
+        "cache_salt is 3.*non-empty str",
+    ),
+    "an empty salt": ({"prompt": "a", "cache_salt": ""}, ValueError, "cache_salt is ''"),
+    "images": (
+        {"prompt": "a", "multi_modal_data": {}},
+        ValueError,
+        "multi_modal_data: images .* not available",
+    ),
+    "an encoder prompt": ({"encoder_prompt": "a"}, ValueError, "encoder_prompt: .* not available"),
+    "half a surrogate pair": ("a\ud800", ValueError, "cannot encode .*surrogate.*replace"),
+    "no room for an answer": (
+        list(range(1, 65)),
+        ValueError,
+        "64 tokens and max_model_len is 64.*raise .*shorten",
+    ),
+    "too long": (list(range(1, 200)), ValueError, "199 tokens and max_model_len is 64.*the model takes 2048"),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_a_bad_prompt_is_named(llm: LLM, case: str) -> None:
+    prompt, error, message = PROMPTS[case]
+    with pytest.raises(error, match=message):
+        llm.generate(prompt, SHORT, use_tqdm=False)
+    if not isinstance(prompt, list) or prompt == [True, False]:
+        with pytest.raises(error, match=message.removeprefix("prompt 1 of 2.*")):
+            llm.add_request(prompt, SHORT)
+        with pytest.raises(error, match=message.removeprefix("prompt 1 of 2.*")):
+            llm.stream(prompt, SHORT)  # at once, before anything is read from it
+    assert_nothing_began(llm)
+
+
+@pytest.mark.parametrize("bad", ["", [], [999], None, list(range(3, 99)), {"prompt": "a", "x": 1}, "\udfff"])
+@pytest.mark.parametrize("place", [0, 57, 99])
+def test_one_bad_prompt_of_a_hundred_is_reported_before_any_work(llm: LLM, bad: object, place: int) -> None:
+    given: list[object] = [f"prompt number {i}" for i in range(100)]
+    given[place] = bad
+    with pytest.raises((ValueError, TypeError), match=f"prompt {place} of 100: "):
+        llm.generate(given, SHORT, use_tqdm=False)
+    assert_nothing_began(llm)
+    assert len(llm.trace.requests) == 0
+
+
+def test_unusual_prompts_that_are_right_are_taken(llm: LLM) -> None:
+    ids = [4, 5, 6]
+    forms = [
+        ids,
+        tuple(ids),
+        np.array(ids),
+        [np.int64(i) for i in ids],
+        {"prompt_token_ids": np.array(ids, np.uint8)},
+        {"prompt_token_ids": torch.tensor(ids)},
+        {"prompt": None, "prompt_token_ids": ids},
+    ]
+    for form in forms:
+        (output,) = llm.generate(form, SHORT, use_tqdm=False)
+        assert output.prompt_token_ids == ids
+    mixed = llm.generate(["abc", ids, {"prompt": "abc"}], SHORT, use_tqdm=False)
+    assert [output.prompt for output in mixed] == ["abc", None, "abc"]
+    assert mixed[0].prompt_token_ids == mixed[2].prompt_token_ids
+    assert llm.generate([], SHORT) == []
+    assert llm.generate([], []) == []
+
+
+def test_a_prompt_longer_than_the_whole_cache_names_the_knob(open_llm: Open) -> None:
+    llm = open_llm(max_model_len=None, num_gpu_blocks_override=4, max_num_seqs=4)
+    assert llm.config.max_model_len == 64
+    with pytest.raises(
+        ValueError, match=r"80 tokens, the cache holds 64: raise kv_cache_memory_bytes.*shorten"
+    ):
+        llm.generate([list(range(3, 83))], SHORT, use_tqdm=False)
+
+
+# --- params and what goes with a prompt ---------------------------------------------------------------
+
+PARAMS: dict[str, tuple[dict, type[Exception], str]] = {
+    "temperature below 0": ({"temperature": -1}, ValueError, "temperature is -1: use 0 to 2"),
+    "temperature not a number": ({"temperature": float("nan")}, ValueError, "temperature is nan"),
+    "top_p 0": ({"top_p": 0}, ValueError, "top_p is 0: use more than 0; 1 turns it off"),
+    "n 0": ({"n": 0}, ValueError, "n is 0: use 1 or more"),
+    "max_tokens 0": ({"max_tokens": 0}, ValueError, "max_tokens is 0: use 1 or more"),
+    "best_of": ({"best_of": 2}, TypeError, "'best_of': use n"),
+    "logits_processors": ({"logits_processors": []}, TypeError, r"LLM\(logits_processors"),
+    "guided_json": ({"guided_json": {}}, TypeError, "structured_outputs=StructuredOutputsParams"),
+    "more logprobs than the engine gives": (
+        {"logprobs": 21},
+        ValueError,
+        "logprobs is 21.*raise max_logprobs",
+    ),
+    "a stop id beyond": ({"stop_token_ids": [999]}, ValueError, "stop_token_ids holds token id 999.*319"),
+    "a bias beyond": ({"logit_bias": {320: 1.0}}, ValueError, "logit_bias holds token id 320.*319"),
+    "an allowed id beyond": (
+        {"allowed_token_ids": [5, 400]},
+        ValueError,
+        "allowed_token_ids holds .*400.*319",
+    ),
+    "nothing left to sample": (
+        {"allowed_token_ids": [tiny.EOS, 5], "stop_token_ids": [5], "min_tokens": 3},
+        ValueError,
+        r"allowed_token_ids \[0, 5\] all end.*min_tokens is 3.*allow another",
+    ),
+    "prompt_logprobs": ({"prompt_logprobs": 1}, ValueError, "prompt_logprobs is not available yet"),
+}
+
+
+@pytest.mark.parametrize("case", PARAMS)
+def test_bad_params_are_named(llm: LLM, case: str) -> None:
+    options, error, message = PARAMS[case]
+    with pytest.raises(error, match=message):
+        llm.generate(["a"], SamplingParams(**options), use_tqdm=False)
+    assert_nothing_began(llm)
+
+
+def test_params_are_checked_again_when_they_are_used(llm: LLM) -> None:
+    params = SamplingParams()
+    params.top_p = 0.0
+    with pytest.raises(ValueError, match="top_p is 0"):
+        llm.generate(["a"], params, use_tqdm=False)
+    params.top_p = 1.0
+    with pytest.raises(TypeError, match="best_of.*use n"):
+        params.best_of = 3
+
+
+def test_later_changes_do_not_reach_a_queued_request(llm: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    llm.add_request("abc", params)
+    params.max_tokens = 1
+    while llm.has_unfinished_requests():
+        last = llm.step().outputs[-1]
+    assert len(last.outputs[0].token_ids) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sampling_params": [SHORT]}, ValueError, "sampling_params has 1 entries for 2 prompts"),
+        ({"sampling_params": [SHORT] * 3}, ValueError, "sampling_params has 3 entries for 2 prompts"),
+        ({"sampling_params": {"n": 2}}, TypeError, r"sampling_params is \{'n': 2\}: use SamplingParams"),
+        ({"sampling_params": [SHORT, None]}, TypeError, "prompt 1 of 2: sampling_params is None"),
+        ({"priority": [1]}, ValueError, "priority has 1 entries for 2 prompts"),
+        ({"priority": "high"}, TypeError, "priority is 'high': use an integer"),
+        ({"priority": True}, TypeError, "priority is True"),
+        ({"lora_request": LoRARequest("a", 1, "/a")}, ValueError, "LoRA is not available yet"),
+        ({"lora_request": [None]}, ValueError, "lora_request has 1 entries for 2 prompts"),
+    ],
+)
+def test_what_goes_with_the_prompts_has_to_fit_them(
+    llm: LLM, options: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        llm.generate(["a", "b"], use_tqdm=False, **options)
+    assert_nothing_began(llm)
+
+
+@pytest.mark.parametrize("given", [5, b"a", ("a",)])
+def test_a_request_id_is_a_str(llm: LLM, given: object) -> None:
+    with pytest.raises(TypeError, match="request_id is .*use a str"):
+        llm.add_request("a", SHORT, request_id=given)
+    assert_nothing_began(llm)
+
+
+@pytest.mark.parametrize("given", [5, None])
+def test_an_abort_wants_ids(llm: LLM, given: object) -> None:
+    with pytest.raises(TypeError, match=f"request_id is {given}: use an id"):
+        llm.abort(given)
+
+
+@pytest.mark.parametrize(
+    "messages", [None, "hi", 5, ["hi"], [{"content": "x"}], [TALK, "x"], [[TALK]]], ids=repr
+)
+def test_a_conversation_is_a_list_of_messages(llm: LLM, messages: object) -> None:
+    with pytest.raises(TypeError, match="message"):
+        llm.chat(messages, SHORT, use_tqdm=False)
+    assert_nothing_began(llm)
+
+
+def test_chat_without_a_template_says_what_to_do(llm: LLM) -> None:
+    llm.get_tokenizer().chat_template = None
+    with pytest.raises(ValueError, match=r"no chat template: pass chat_template=.* or use generate"):
+        llm.chat(TALK, SHORT, use_tqdm=False)
+    (output,) = llm.chat(TALK, SHORT, chat_template="{{ messages[0].content }}", use_tqdm=False)
+    assert output.prompt == "hi"
+
+
+@pytest.mark.parametrize("name", ["embed", "encode", "classify", "score", "add_lora", "remove_lora"])
+def test_what_comes_later_says_so(llm: LLM, name: str) -> None:
+    with pytest.raises(ValueError, match="not available yet"):
+        getattr(llm, name)("a")
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, tuple[dict, type[Exception], str]] = {
+    "a typo": ({"enforce_eagre": True}, TypeError, "no 'enforce_eagre': did you mean 'enforce_eager'"),
+    "swap_space": ({"swap_space": 4}, TypeError, "'swap_space': preempted requests are recomputed"),
+    "best_of": ({"best_of": 2}, TypeError, r"'best_of': use SamplingParams\(n="),
+    "a sampling option": ({"temperature": 0}, TypeError, r"'temperature': .*SamplingParams\(temperature="),
+    "quantization": ({"quantization": "awq"}, TypeError, "not available yet"),
+    "an FP8 cache": ({"kv_cache_dtype": "fp8"}, ValueError, "kv_cache_dtype='fp8'.*not available yet"),
+    "several devices": ({"tensor_parallel_size": 2}, ValueError, "tensor_parallel_size=2.*not available yet"),
+    "block_size 0": ({"block_size": 0}, ValueError, "block_size is 0: use 1 or more"),
+    "block_size True": ({"block_size": True}, TypeError, "block_size is True"),
+    "a fractional block": ({"block_size": 1.5}, TypeError, "block_size is 1.5"),
+    "blocks beyond memory": (
+        {"block_size": 10**9},
+        ValueError,
+        r"there are 0: raise kv_cache_memory_bytes to \d+",
+    ),
+    "no length": ({"max_model_len": 1}, ValueError, "max_model_len is 1: use 2 or more"),
+    "a length beyond the model": (
+        {"max_model_len": 2049},
+        ValueError,
+        "2049.*2048 positions: lower it.*hf_over",
+    ),
+    "a length in words": ({"max_model_len": "1k"}, TypeError, "max_model_len is '1k'"),
+    "no rows": ({"max_num_seqs": 0}, ValueError, "max_num_seqs is 0"),
+    "a budget below the rows": (
+        {"max_num_seqs": 8, "max_num_batched_tokens": 4},
+        ValueError,
+        "max_num_batched_tokens is 4, less than max_num_seqs 8.*raise the one or lower the other",
+    ),
+    "a tiny cache": (
+        {"kv_cache_memory_bytes": 100},
+        ValueError,
+        r"needs 128 KV blocks .* are 0: raise kv_cache_m",
+    ),
+    "a small cache": (
+        {"kv_cache_memory_bytes": 30_000, "max_model_len": 512},
+        ValueError,
+        r"512 needs 32 KV blocks .* are 7: raise kv_cache_memory_bytes to 131072, .*max_model_len to 112",
+    ),
+    "few blocks": (
+        {"num_gpu_blocks_override": 3, "max_model_len": 100},
+        ValueError,
+        "needs 7 KV blocks and there are 3: raise num_gpu_blocks_override to 7, or lower max_model_len to 48",
+    ),
+    "no blocks": ({"num_gpu_blocks_override": 0}, ValueError, "num_gpu_blocks_override is 0"),
+    "blocks beyond all memory": (
+        {"num_gpu_blocks_override": 10**14},
+        ValueError,
+        "no memory for 100000000000000 KV blocks.*lower num_gpu_blocks_override",
+    ),
+    "negative memory": ({"kv_cache_memory_bytes": -1}, ValueError, "kv_cache_memory_bytes is -1"),
+    "memory in words": ({"kv_cache_memory_bytes": "1G"}, TypeError, "kv_cache_memory_bytes is '1G'"),
+    "more than all memory": ({"gpu_memory_utilization": 1.5}, ValueError, "gpu_memory_utilization is 1.5"),
+    "a negative seed": ({"seed": -1}, ValueError, "seed is -1"),
+    "a huge seed": ({"seed": 2**64}, ValueError, r"seed is \d+: use less than 2\*\*64"),
+    "an unknown dtype": ({"dtype": "int8"}, ValueError, "dtype='int8' is unknown: use 'auto'"),
+    "an unknown device": ({"device": "tpu"}, ValueError, "device='tpu' is unknown: use 'auto', 'cpu'"),
+    "no device": ({"device": None}, ValueError, "device=None is unknown"),
+    "an unknown policy": (
+        {"scheduling_policy": "lifo"},
+        ValueError,
+        "'lifo' is unknown: use 'fcfs', 'priority'",
+    ),
+    "an unknown hash": ({"prefix_caching_hash_algo": "md5"}, ValueError, "'md5' is unknown: use 'sha256'"),
+    "an unknown mode": (
+        {"logprobs_mode": "x"},
+        ValueError,
+        "logprobs_mode='x' is unknown: use one of raw_log",
+    ),
+    "an unknown format": (
+        {"load_format": "pt"},
+        ValueError,
+        "load_format is 'pt': use auto, safetensors, dummy",
+    ),
+    "a switch in words": (
+        {"enable_prefix_caching": "no"},
+        TypeError,
+        "enable_prefix_caching is 'no': use True or",
+    ),
+    "overlap in words": ({"async_scheduling": "yes"}, TypeError, "async_scheduling is 'yes'"),
+    "no tokenizer there": ({"tokenizer": "/nowhere"}, ValueError, "no tokenizer .*/nowhere: name another"),
+    "a tokenizer of another kind": ({"tokenizer": 3}, TypeError, "tokenizer is 3"),
+    "overrides of another kind": ({"hf_overrides": 5}, TypeError, "hf_overrides is 5: use a dict"),
+    "an override nobody knows": (
+        {"hf_overrides": {"hiden_size": 8}},
+        TypeError,
+        "'hiden_size': did you mean",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_bad_setting_is_named(models: Models, case: str) -> None:
+    settings, error, message = SETTINGS[case]
+    with pytest.raises(error, match=message):
+        LLM(str(models.folder()), **{"device": "cpu", **settings})
+
+
+def test_there_is_only_one_engine(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V1", "0")
+    with pytest.raises(ValueError, match="VLLM_USE_V1=0 .* only one here: unset"):
+        LLM(str(models.folder()))
+    monkeypatch.setenv("VLLM_USE_V1", "1")
+    LLM(str(models.folder()), device="cpu", max_model_len=64).close()
+
+
+def test_numbers_of_numpy_and_paths_are_settings_like_others(models: Models) -> None:
+    settings = {"max_model_len": np.int64(64), "max_num_seqs": np.int32(4), "block_size": np.int16(8)}
+    with LLM(models.folder(), device="cpu", num_gpu_blocks_override=np.int64(16), **settings) as llm:
+        assert json.loads(json.dumps(llm.config.to_dict()))["max_model_len"] == 64
+        assert llm.config.model == str(models.folder())
+
+
+# --- what is on the disk ------------------------------------------------------------------------------
+
+
+def changed(**values: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
+
+    return change
+
+
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def without(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
+    "no config": (without("config.json"), OSError, "no config.json: give a Hugging Face model folder"),
+    "a broken config": (written("config.json", "{"), ValueError, "config.json is not JSON"),
+    "another architecture": (
+        changed(architectures=["GPT2LMHeadModel"]),
+        ValueError,
+        "GPT2LMHeadModel is not supported: use a model of LlamaForCausalLM, Mistral.*Qwen2.*Qwen3",
+    ),
+    "another shape": (
+        changed(intermediate_size=64),
+        ValueError,
+        r"'model.layers.0.mlp.gate_proj.weight' has shape \[48, 32\], config.json asks for \[64, 32\]",
+    ),
+    "more layers than there are": (changed(num_hidden_layers=9), ValueError, "no tensor 'model.layers.2"),
+    "no weights": (without("model.safetensors"), OSError, 'neither model.safetensors .*load_format="dummy"'),
+    "half of the weights": (
+        truncated,
+        ValueError,
+        r"model.safetensors has 5000 bytes, .* \d+: download it again",
+    ),
+    "broken defaults": (
+        written("generation_config.json", "{"),
+        ValueError,
+        "generation_config.json is not JSON",
+    ),
+    "defaults of another kind": (written("generation_config.json", "[]"), ValueError, "holds a list"),
+    "defaults out of range": (
+        written("generation_config.json", '{"temperature": -3}'),
+        ValueError,
+        "generation_config.json: temperature is -3.*correct it, or pass sampling_params",
+    ),
+    "no tokenizer": (
+        without("tokenizer.json", "tokenizer_config.json"),
+        ValueError,
+        r"no tokenizer .*tokenizer=.*skip_tokenizer_init=True",
+    ),
+    "a broken tokenizer": (written("tokenizer.json", "{"), ValueError, "no tokenizer could be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_bad_folder_is_named(models: Models, tmp_path: Path, case: str) -> None:
+    spoil, error, message = FOLDERS[case]
+    folder = tmp_path / "model"
+    shutil.copytree(models.folder(), folder)
+    spoil(folder)
+    with (
+        pytest.raises(error, match=message) as caught,
+        LLM(str(folder), device="cpu", max_model_len=64) as llm,
+    ):
+        llm.generate([[5]], use_tqdm=False)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        ("/no/where", OSError, "no folder at /no/where: check the path"),
+        ("zoo/phoenix", ValueError, "no embedded model 'phoenix': choose one of"),
+        ("", ValueError, "model is ''"),
+        (5, TypeError, "model is 5"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(model: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        LLM(model)
+
+
+def test_an_end_token_beyond_the_vocabulary_is_one_that_never_comes(models: Models, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models.folder(), folder)
+    written("generation_config.json", '{"eos_token_id": [0, 99999]}')(folder)
+    with LLM(str(folder), device="cpu", max_model_len=64) as llm:
+        params = SamplingParams(temperature=0, max_tokens=4, min_tokens=4)
+        (output,) = llm.generate([[5]], params, use_tqdm=False)
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_without_a_tokenizer_tokens_are_taken_and_texts_refused(models: Models, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models.folder(), folder)
+    without("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")(folder)
+    with LLM(str(folder), device="cpu", max_model_len=64, skip_tokenizer_init=True) as llm:
+        (output,) = llm.generate([[5, 6]], SamplingParams(logprobs=1, max_tokens=3), use_tqdm=False)
+        assert output.outputs[0].text == ""
+        assert {value.decoded_token for entry in output.outputs[0].logprobs for value in entry.values()} == {
+            None
+        }
+        for call, message in (
+            (lambda: llm.generate("abc"), "no tokenizer .*pass prompt_token_ids"),
+            (
+                lambda: llm.generate([[5]], SamplingParams(stop="a")),
+                "stop strings need a tokenizer.*stop_token_ids",
+            ),
+            (lambda: llm.chat(TALK), "no tokenizer .*pass token ids"),
+            (llm.get_tokenizer, "no tokenizer"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
+# --- a closed engine, and how an open one looks -------------------------------------------------------
+
+
+def test_a_closed_engine_says_so(open_llm: Open) -> None:
+    llm = open_llm()
+    llm.add_request("abc", SHORT)
+    llm.close()
+    llm.close()
+    for call in (
+        lambda: llm.generate("a"),
+        lambda: llm.stream("a"),
+        lambda: llm.add_request("a"),
+        lambda: llm.chat(TALK),
+        llm.step,
+        llm.get_tokenizer,
+        llm.get_metrics,
+        llm.reset_prefix_cache,
+        llm.get_default_sampling_params,
+    ):
+        with pytest.raises(RuntimeError, match="closed: make a new one"):
+            call()
+    assert not llm.has_unfinished_requests()
+    assert repr(llm).endswith("closed)")
+    assert llm.trace.requests["finish_reason"].tolist() == ["abort"]
+
+
+def test_a_repr_is_short_and_shows_model_device_blocks_and_budget(open_llm: Open) -> None:
+    llm = open_llm(num_gpu_blocks_override=100, max_num_batched_tokens=512)
+    shown = repr(llm)
+    assert len(shown) < 250
+    assert "\n" not in shown
+    for part in (llm.config.model, "CPU", "100 blocks of 16", "budget 512"):
+        assert part in shown
