@@ -15,7 +15,7 @@ from workbench.models.zoo.sample import drawn
 from workbench.models.zoo.score import Score, by_task
 
 SAMPLE_SEED: Final = 7
-TEMPERATURE: Final = 0.8
+TEMPERATURE: Final = 0.7
 STORIES: Final = 6
 TOO_LONG_TO_SHOW: Final = ("copy_long", "pairs30", "pairs100")
 SCORING: Final = (
