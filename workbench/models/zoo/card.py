@@ -143,7 +143,7 @@ def limits(scores: Sequence[Score]) -> str:
         " language but simple English, no arithmetic beyond the sizes given, no code. Stories follow a few"
         " dozen plots. Requests in other words than those of the corpus may be misread, and it does not say"
         " so when it does not know. Where the corpus draws a detail by chance (a name, a town), greedy"
-        " decoding takes the same one every time, so that stories told greedily resemble each other and two"
+        " decoding tends to take the same one, so that stories told greedily resemble each other and two"
         " characters may share a name: sample stories. "
         + (f"Weak here (under 70 %): {', '.join(weak)}." if weak else "")
     ).rstrip()
