@@ -17,14 +17,11 @@ Open = Callable[..., LLM]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _light() -> Iterator[None]:
-    """One thread, since tiny products gain nothing from more; and quick collections: `close` makes one."""
+def _one_thread() -> Iterator[None]:
+    """Tiny products gain nothing from more, and busy threads slow a shared machine down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # what transformers and torch left behind at import
     yield
-    gc.unfreeze()
     torch.set_num_threads(before)
 
 
@@ -58,8 +55,14 @@ class Models:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return Models(tmp_path_factory.mktemp("models"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Models]:
+    found = Models(tmp_path_factory.mktemp("models"))
+    for family in tiny.FAMILIES:
+        found.folder(family)
+    gc.collect()
+    gc.freeze()  # what the imports left: every `close` collects, and would look through all of it
+    yield found
+    gc.unfreeze()
 
 
 @pytest.fixture
