@@ -61,7 +61,8 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     )
     try:
         store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
-        batch = Batch(config.max_num_seqs, config.max_model_len, config.block_size, groups, device)
+        layouts = store.layouts(spec, groups)
+        batch = Batch(config.max_num_seqs, config.max_model_len, layouts, device)
     except (RuntimeError, MemoryError) as error:  # torch's way to say that memory lacks
         raise ValueError(
             f"no memory for {config.num_blocks} KV blocks ({config.kv_cache_bytes} bytes) and"

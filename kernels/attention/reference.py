@@ -5,8 +5,7 @@ product serves many. Knows nothing of requests or schedules: only of blocks, cou
 
 The cache of one layer is [2, kv_heads, num_blocks, block_size, head_dim]: keys, then values; a block's part
 for one head is contiguous, and one gather brings a bucket's keys and values head by head, as batched
-products want them. (64 requests of 64-300 tokens, 2 heads of 64, 2 cores: 3.3 ms with token-major blocks
-and scaled_dot_product_attention, 1.9 ms so.)
+products want them.
 """
 
 from __future__ import annotations
@@ -21,14 +20,25 @@ from torch import Tensor
 GEMV_QUERIES = 4  # up to so many queries a request, batched products beat the fused kernel on a CPU
 
 
+class Layout(NamedTuple):
+    """What all layers that share a block table have in common."""
+
+    heads: int
+    kv_heads: int
+    num_blocks: int  # of the cache, the null block included
+    block_size: int
+    window: int | None  # a query at position p sees max(0, p - window + 1) .. p; None: 0 .. p
+
+
 class Bucket(NamedTuple):
     """`requests` requests attended together, with `count` queries each, side by side in the batch."""
 
     begin: int  # first row of the batch
     requests: int
     count: int
-    blocks: Tensor  # [requests, b] int64; block tables, cut to the longest context, padded with block 0
-    bias: Tensor | None  # [requests, count, b * block_size] float32, 0 or -inf; None: causal, no context
+    gather: Tensor  # [2 * kv_heads * requests * b] int64; the block parts, keys first, head by head
+    bias: Tensor | None  # float32, 0 or -inf; None: a whole prompt, causal, with nothing before it
+    # few queries: [kv_heads * requests, group * count, b * block_size]; many: [requests, 1, count, same]
 
     @property
     def end(self) -> int:
@@ -42,64 +52,78 @@ def write_kv(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None
     flat[1].index_copy_(1, slots, values.transpose(0, 1))
 
 
-def make_bucket(
-    begin: int, starts: Sequence[int], count: int, blocks: Tensor, block_size: int, window: int | None
-) -> Bucket:
+def make_bucket(begin: int, starts: Sequence[int], count: int, blocks: Tensor, layout: Layout) -> Bucket:
     """A bucket of requests whose queries stand at positions start .. start + count - 1.
 
-    A query at position p sees positions max(0, p - window + 1) .. p.
+    `blocks` [requests, b] int64: block tables, cut to the longest context, padded with the null block. What
+    is made here serves every layer of the step.
     """
-    first = torch.as_tensor(starts, device=blocks.device)
-    if count > GEMV_QUERIES and window is None and not any(starts):
-        return Bucket(begin, len(starts), count, blocks, None)
-    queries = first[:, None, None] + torch.arange(count, device=blocks.device)[None, :, None]
-    keys = torch.arange(blocks.shape[1] * block_size, device=blocks.device)[None, None, :]
+    device, requests = blocks.device, len(starts)
+    planes = torch.arange(2 * layout.kv_heads, device=device) * layout.num_blocks
+    gather = (planes[:, None] + blocks.reshape(1, -1)).view(-1)
+    few = count <= GEMV_QUERIES
+    if not few and layout.window is None and not any(starts):
+        return Bucket(begin, requests, count, gather, None)
+    first = torch.as_tensor(starts, device=device)
+    queries = first[:, None, None] + torch.arange(count, device=device)[None, :, None]
+    keys = torch.arange(blocks.shape[1] * layout.block_size, device=device)[None, None, :]
     seen = keys <= queries
-    if window is not None:
-        seen &= keys > queries - window
-    bias = torch.zeros(seen.shape, device=blocks.device).masked_fill_(~seen, float("-inf"))
-    return Bucket(begin, len(starts), count, blocks, bias)
+    if layout.window is not None:
+        seen &= keys > queries - layout.window
+    bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))[:, None]
+    if few:
+        group = layout.heads // layout.kv_heads
+        spread = bias.expand(layout.kv_heads, requests, group, count, -1)
+        bias = spread.reshape(layout.kv_heads * requests, group * count, -1)
+    return Bucket(begin, requests, count, gather, bias)
 
 
-def attend(query: Tensor, cache: Tensor, buckets: Sequence[Bucket], scale: float, out: Tensor) -> Tensor:
+def workspace(buckets: Sequence[Bucket], like: Tensor) -> Tensor:
+    """Memory for the keys and values of any one bucket, reused by every layer: new memory means page faults.
+
+    (64 requests of 64-300 tokens: gathering into fresh memory took 5 ms a layer, into this 1.)
+    """
+    rows = max((bucket.gather.numel() for bucket in buckets), default=0)
+    return torch.empty(rows, like.shape[3] * like.shape[4], dtype=like.dtype, device=like.device)
+
+
+def attend(
+    query: Tensor, cache: Tensor, buckets: Sequence[Bucket], scale: float, space: Tensor, out: Tensor
+) -> Tensor:
     """Attention of `query` [T, heads, head_dim] over the cache, written to `out` [T, heads * head_dim].
 
     Every key a query may see has been written before, those of this step too. Softmax in float32.
     """
     for bucket in buckets:
         part = query[bucket.begin : bucket.end].view(bucket.requests, bucket.count, *query.shape[1:])
-        keys, values = gather(cache, bucket.blocks)
-        few = bucket.count <= GEMV_QUERIES and bucket.bias is not None
+        keys, values = gather(cache, bucket, space)
+        few = bucket.count <= GEMV_QUERIES
         result = (_by_products if few else _by_fused_kernel)(part, keys, values, bucket.bias, scale)
-        out[bucket.begin : bucket.end] = result.reshape(-1, out.shape[1])
+        out[bucket.begin : bucket.end].view(result.shape).copy_(result)
     return out
 
 
-def gather(cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of the blocks [r, b], each [kv_heads, r, b * block_size, head_dim]."""
-    _, kv_heads, num_blocks, block_size, head_dim = cache.shape
-    planes = torch.arange(2 * kv_heads, device=cache.device) * num_blocks
-    index = (planes[:, None] + blocks.reshape(1, -1)).view(-1)
-    both = cache.view(-1, block_size * head_dim).index_select(0, index)
-    keys, values = both.view(2, kv_heads, blocks.shape[0], -1, head_dim)
+def gather(cache: Tensor, bucket: Bucket, space: Tensor) -> tuple[Tensor, Tensor]:
+    """A bucket's keys and values, each [kv_heads, requests, b * block_size, head_dim], in `space`."""
+    _, kv_heads, _, block_size, head_dim = cache.shape
+    both = space[: bucket.gather.numel()]
+    torch.index_select(cache.view(-1, block_size * head_dim), 0, bucket.gather, out=both)
+    keys, values = both.view(2, kv_heads, bucket.requests, -1, head_dim)
     return keys, values
 
 
 def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Few queries: products batched over request and KV head, a head's group of queries as the rows."""
+    """Few queries: products batched over KV head and request, a head's group of queries as the rows."""
     requests, count, heads, dim = query.shape
     kv_heads, _, length, _ = keys.shape
     group = heads // kv_heads
-    # [kv_heads * r, group * count, dim]
     rows = query.view(requests, count, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
     rows = rows.reshape(kv_heads * requests, group * count, dim)
     assert bias is not None, "few queries come with a bias"
-    spread = bias[None, :, None].expand(kv_heads, requests, group, count, length)
-    spread = spread.reshape(kv_heads * requests, group * count, length).to(query.dtype)
-    scores = torch.baddbmm(spread, rows, keys.view(-1, length, dim).transpose(1, 2), alpha=scale)
+    bias = bias.to(query.dtype)
+    scores = torch.baddbmm(bias, rows, keys.view(-1, length, dim).transpose(1, 2), alpha=scale)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    result = torch.bmm(weights, values.view(-1, length, dim))
-    result = result.view(kv_heads, requests, group, count, dim)
+    result = torch.bmm(weights, values.view(-1, length, dim)).view(kv_heads, requests, group, count, dim)
     return result.permute(1, 3, 0, 2, 4)  # [r, count, kv_heads, group, dim]
 
 
@@ -107,17 +131,16 @@ def _by_fused_kernel(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """Many queries: torch's own attention, which shares a head's keys within its group."""
-    if bias is None:  # a whole prompt from position 0; the padding of its last block lies behind it
+    if bias is None:  # the padding of the last block lies behind every query
         length = query.shape[1]
         keys, values = keys[:, :, :length], values[:, :, :length]
-    mask = None if bias is None else bias[:, None].to(query.dtype)
     result = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         keys.transpose(0, 1),
         values.transpose(0, 1),
-        attn_mask=mask,
+        attn_mask=None if bias is None else bias.to(query.dtype),
         is_causal=bias is None,
         scale=scale,
         enable_gqa=True,
     )
-    return result.transpose(1, 2)
+    return result.transpose(1, 2)  # [r, count, heads, dim]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
-from workbench.kernels.attention.reference import attend, write_kv
+from workbench.kernels.attention.reference import attend, workspace, write_kv
 from workbench.kernels.rotary.reference import qk_rotary
 from workbench.models.spec import ModelSpec
 from workbench.runtime.batch import Inputs
@@ -28,6 +28,7 @@ class PagedAttention:
         self._cos_sin = cos_sin
         self._group_of = {layer: index for index, group in enumerate(groups) for layer in group.layers}
         self._scale = spec.head_dim**-0.5
+        self._space = workspace([b for buckets in inputs.buckets for b in buckets], store.layer(0))
 
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
         """[T, (heads + 2 * kv_heads) * head_dim] -> [T, heads * head_dim]."""
@@ -45,4 +46,4 @@ class PagedAttention:
         )
         write_kv(cache, self._inputs.slots[group], keys.to(cache.dtype), values.to(cache.dtype))
         out = torch.empty((len(qkv), spec.num_heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
-        return attend(query, cache, self._inputs.buckets[group], self._scale, out)
+        return attend(query, cache, self._inputs.buckets[group], self._scale, self._space, out)

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from workbench.cache.manager import KVGroup
 from workbench.engine.plan import Addition, StepPlan
-from workbench.kernels.attention.reference import GEMV_QUERIES, Bucket, make_bucket
+from workbench.kernels.attention.reference import GEMV_QUERIES, Bucket, Layout, make_bucket
 
 PADDING_WORTH_A_BUCKET = 512  # padded positions that cost about as much as one more round of launches
 MASKED_QUERIES = 512  # queries of one masked bucket: bounds the mask to this many rows
@@ -39,19 +38,15 @@ class Batch:
     """Tokens on the device, block tables on the host, a line for each batch row."""
 
     def __init__(
-        self,
-        max_rows: int,
-        max_length: int,
-        block_size: int,
-        groups: tuple[KVGroup, ...],
-        device: torch.device,
+        self, max_rows: int, max_length: int, layouts: tuple[Layout, ...], device: torch.device
     ) -> None:
-        self.block_size = block_size
-        self.groups = groups
+        """`layouts`: of the KV groups, which share a block size."""
+        self.block_size = block_size = layouts[0].block_size
+        self._layouts = layouts
         self.device = device
         self.tokens = torch.zeros((max_rows, max_length), dtype=torch.int32, device=device)
         max_blocks = -(-max_length // block_size)
-        self._tables = [np.zeros((max_rows, max_blocks), np.int64) for _ in groups]
+        self._tables = [np.zeros((max_rows, max_blocks), np.int64) for _ in layouts]
         self.additions: dict[int, Addition] = {}  # by row
 
     def clear(self) -> None:
@@ -89,8 +84,8 @@ class Batch:
         place = (torch.from_numpy(rows[line]).to(self.device), torch.from_numpy(positions).to(self.device))
         slots = tuple(self._slots(table, rows[line], positions) for table in self._tables)
         buckets = tuple(
-            tuple(self._buckets(table, rows, starts, counts, begins, group.window))
-            for table, group in zip(self._tables, self.groups, strict=True)
+            tuple(self._buckets(table, rows, starts, counts, begins, layout))
+            for table, layout in zip(self._tables, self._layouts, strict=True)
         )
         return Inputs(
             token_ids=self.tokens[place].long(),
@@ -107,13 +102,13 @@ class Batch:
         return torch.from_numpy(table[rows, block] * self.block_size + offset).to(self.device)
 
     def _buckets(
-        self, table: Longs, rows: Longs, starts: Longs, counts: Longs, begins: Longs, window: int | None
+        self, table: Longs, rows: Longs, starts: Longs, counts: Longs, begins: Longs, layout: Layout
     ) -> list[Bucket]:
         """Neighbours in the layout that are worth attending together."""
         buckets = []
-        for first, end in self._cuts(starts, counts, window):
+        for first, end in self._cuts(starts, counts, layout.window):
             count = int(counts[first])
-            whole = not starts[first] and window is None
+            whole = not starts[first] and layout.window is None
             step = count if whole or count <= GEMV_QUERIES else MASKED_QUERIES
             for offset in range(0, count, step):
                 part = min(step, count - offset)
@@ -121,7 +116,7 @@ class Batch:
                 width = -(-(heads[-1] + part) // self.block_size)
                 blocks = torch.from_numpy(table[rows[first:end], :width]).to(self.device)
                 begin = int(begins[first]) + offset
-                buckets.append(make_bucket(begin, heads, part, blocks, self.block_size, window))
+                buckets.append(make_bucket(begin, heads, part, blocks, layout))
         return buckets
 
     def _cuts(self, starts: Longs, counts: Longs, window: int | None) -> list[tuple[int, int]]:

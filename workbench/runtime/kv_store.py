@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
+from workbench.kernels.attention.reference import Layout
 from workbench.models.spec import ModelSpec
 
 
@@ -48,6 +49,13 @@ class KVStore:
 
     def layer(self, layer: int) -> Tensor:
         return self._tensors[self._tensor_of[layer]]
+
+    def layouts(self, spec: ModelSpec, groups: Sequence[KVGroup]) -> tuple[Layout, ...]:
+        """How attention finds each group's keys in these tensors."""
+        _, kv_heads, num_blocks, block_size, _ = self._tensors[0].shape
+        return tuple(
+            Layout(spec.num_heads, kv_heads, num_blocks, block_size, group.window) for group in groups
+        )
 
     @property
     def num_bytes(self) -> int:
