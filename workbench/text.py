@@ -104,17 +104,34 @@ class TextStream:
 
     def finish(self, token_ids: TokenIds) -> None:
         """No more tokens come: what was held back is shown as it is."""
-        if self._count or self._stop:
-            self.feed(token_ids)
-        else:  # nobody looked on the way: decoded at once below
-            self._count = len(token_ids)
-        end = self._count
-        if end and self._ends(int(token_ids[end - 1])):
-            end -= 1
+        if not self._count and not self._stop and self._take_at_once(token_ids):
+            return
+        self.feed(token_ids)
+        end = self._end(token_ids)
         if not self._stopped and self._read < end:
             shown = self._decode(token_ids[self._prefix : self._read])
             self.text += self._decode(token_ids[self._prefix : end])[len(shown) + self._ahead :]
             self._read = end
+
+    def _take_at_once(self, token_ids: TokenIds) -> bool:
+        """Nobody looked on the way: decode once instead of twice a token. False where that may differ.
+
+        Some decoders make a whole run of bytes incomplete characters when its end is one, and streaming has
+        shown its good beginning by then.
+        """
+        self._count = len(token_ids)
+        end = self._end(token_ids)
+        text = self._decode(token_ids[:end])
+        if INCOMPLETE in text:
+            self._count = 0
+            return False
+        self.text, self._read = text, end
+        return True
+
+    def _end(self, token_ids: TokenIds) -> int:
+        """How many of the tokens seen have text: all, or all but the one that ended the request."""
+        ended = self._count > 0 and self._ends(int(token_ids[self._count - 1]))
+        return self._count - ended
 
     def take(self, *, final: bool) -> str:
         """The text that is new since the last call and cannot become part of a stop string any more."""

@@ -6,12 +6,13 @@ tokens spell half characters.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -92,6 +93,33 @@ def write_tokenizer(folder: Path) -> Path:
         "{% if add_generation_prompt %}<bot>{% endif %}"
     )
     fast.save_pretrained(folder)
+    return folder
+
+
+def write_spaced_tokenizer(folder: Path) -> Path:
+    """A tokenizer in the manner of Llama 2: words carry a mark for their space, unknown characters become bytes.
+
+    Its decoder drops the first space of whatever it is handed, and spells half characters byte by byte.
+    """
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<eos>", "<user>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the bird sang in the old tree and the river ran on"] * 9, trainer)
+    parts = json.loads(tokenizer.to_str())  # the bytes belong to the vocabulary, and are not special
+    parts["added_tokens"] = [
+        token for token in parts["added_tokens"] if not token["content"].startswith("<0x")
+    ]
+    tokenizer = Tokenizer.from_str(json.dumps(parts))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>").save_pretrained(
+        folder
+    )
     return folder
 
 
