@@ -97,7 +97,7 @@ def write_tokenizer(folder: Path) -> Path:
 
 
 def write_spaced_tokenizer(folder: Path) -> Path:
-    """A tokenizer in the manner of Llama 2: words carry a mark for their space, unknown characters become bytes.
+    """A tokenizer in the manner of Llama 2: words are marked by their space, unknown characters become bytes.
 
     Its decoder drops the first space of whatever it is handed, and spells half characters byte by byte.
     """
