@@ -94,7 +94,7 @@ def _throughput(arguments: argparse.Namespace) -> Result:
     )
     engines = tuple(arguments.engines or throughput.ENGINES)
     rows, summary = throughput.measure(arguments.model, load, arguments.rounds, engines)
-    return Result("Throughput: greedy, float32, output tokens a second", rows, summary)
+    return Result("Throughput on the CPU: greedy, float32, output tokens a second", rows, summary)
 
 
 def _startup_options(parser: argparse.ArgumentParser) -> None:

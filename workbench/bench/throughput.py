@@ -1,4 +1,4 @@
-"""Many requests at once: this engine against transformers, on the same weights in the same process."""
+"""Many requests at once: this engine against transformers, same weights, same process, on the CPU."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def measure(
     model: str | None, load: Load, rounds: int, engines: tuple[str, ...]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Output tokens a second of each engine, every round with new prompts; the ratio is of the medians."""
+    if unknown := [name for name in engines if name not in _MAKERS]:
+        raise ValueError(f"no engine {unknown[0]!r}: choose among {', '.join(ENGINES)}")
     folder = str(resolve(model or f"zoo/{DEFAULT}"))
     runs = {name: _MAKERS[name](folder, load) for name in engines}
     warm = Load(4, load.shortest, load.longest, 8, load.shared_prefix)
@@ -75,7 +77,7 @@ def _summary(rows: list[dict[str, Any]], engines: tuple[str, ...]) -> dict[str, 
 
 
 def _workbench(folder: str, load: Load) -> Callable[[Prompts, int], int]:
-    llm = LLM(folder, dtype="float32", skip_tokenizer_init=True)
+    llm = LLM(folder, dtype="float32", device="cpu", skip_tokenizer_init=True)
 
     def run(prompts: Prompts, out: int) -> int:
         llm.reset_prefix_cache()  # a prefix shared within the load is found, one of an earlier round is not
