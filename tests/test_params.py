@@ -195,13 +195,14 @@ def test_what_is_there_is_not_refused() -> None:
         skip_reading_prefix_cache=True,
     )  # fmt: skip
     refuse_unavailable(p)
-    check_against(p, vocab_size=2, max_logprobs=20)
+    check_against(p, vocab_size=20, max_logprobs=20)
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"logprobs": 21}, "logprobs is 21, the engine gives 20 at most: raise max_logprobs"),
+        ({"logprobs": 11}, "logprobs is 11, the vocabulary has 10 tokens: ask for fewer"),
         ({"logit_bias": {10: 1}}, "logit_bias holds token id 10, the vocabulary ends at 9"),
         ({"allowed_token_ids": [10]}, "allowed_token_ids holds token id 10"),
         ({"stop_token_ids": [10]}, "stop_token_ids holds token id 10"),

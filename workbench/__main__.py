@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -23,7 +24,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Subcommands with a parser of their own: everything after the name is theirs.
 _DELEGATED = {
     "bench": ("workbench.bench.cli", "measure the engine"),
-    "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train"),
+    "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train, score"),
 }
 
 
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # OpenMP threads that spin while they wait lose tenfold when another program wants the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without some sign is no reason to stop
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     try:
         return _run(arguments)

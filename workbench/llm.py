@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -22,7 +23,7 @@ from workbench.open_requests import OpenRequests
 from workbench.outputs import RequestOutput
 from workbench.params import LoRARequest, RequestOutputKind, SamplingParams
 from workbench.progress import Progress
-from workbench.prompts import conversations_of
+from workbench.prompts import conversations_of, written_by_template
 from workbench.step import Step, describe
 from workbench.streams import AsyncStreams, stream
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CLOSED = "this LLM is closed: make a new one"
 _GENERATES = "this engine generates text; use generate or chat"
 _NO_LORA = "only the base model runs"
 _RESERVED = {
@@ -54,7 +56,7 @@ class LLM:
 
     Args:
         model: a Hugging Face folder, a hub id, or "zoo/<name>"; None is the embedded default model.
-        dtype: "auto" is the checkpoint's on a GPU and float32 on a CPU.
+        dtype: "auto" is float32 on a CPU, on a GPU the checkpoint's 16 bits (bfloat16 where it has 32).
         max_model_len: most tokens of one request, prompt included.
         max_num_batched_tokens: the token budget of a step.
         max_num_seqs: most requests that run at once.
@@ -114,8 +116,8 @@ class LLM:
         self._built: Built | None = build(settings, self._clock, self._emit)
         self.config: EngineConfig = self._built.config
         self._requests = OpenRequests(self._built.engine)
-        self._async_streams = AsyncStreams(self._requests)
-        self._intake = Intake(
+        self._streams: AsyncStreams | None = AsyncStreams(self._requests)
+        self._checks: Intake | None = Intake(
             self._built, self._clock, self._engine.scheduler.tokens_of, self._requests.in_use
         )
         self._trace: Trace | None = None
@@ -135,12 +137,24 @@ class LLM:
     @property
     def _parts(self) -> Built:
         if self._built is None:
-            raise RuntimeError("this LLM is closed: make a new one")
+            raise RuntimeError(_CLOSED)
         return self._built
 
     @property
     def _engine(self) -> Engine[Any]:
         return self._parts.engine
+
+    @property
+    def _intake(self) -> Intake:
+        if self._checks is None:
+            raise RuntimeError(_CLOSED)
+        return self._checks
+
+    @property
+    def _async_streams(self) -> AsyncStreams:
+        if self._streams is None:
+            raise RuntimeError(_CLOSED)
+        return self._streams
 
     @property
     def trace(self) -> Trace:
@@ -206,17 +220,15 @@ class LLM:
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message goes with add_generation_prompt=False")
         conversations = conversations_of(messages)
-        prompts = [
-            tokenizer.apply_chat_template(
-                conversation,
-                chat_template=chat_template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                tokenize=False,
-            )
-            for conversation in conversations
-        ]
+        written = partial(
+            tokenizer.apply_chat_template,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            tokenize=False,
+        )
+        prompts = written_by_template(written, conversations)
         # The template has written the special tokens already.
         encoded = [
             {"prompt": prompt, "prompt_token_ids": tokenizer.encode(prompt, add_special_tokens=False)}
@@ -332,8 +344,7 @@ class LLM:
             return
         self._requests.close()
         on_gpu = self.config.device == "cuda"
-        del self._intake, self._async_streams
-        self._built = None
+        self._built = self._checks = self._streams = None
         gc.collect()
         if on_gpu:
             import torch

@@ -241,6 +241,10 @@ def check_against(params: SamplingParams, *, vocab_size: int, max_logprobs: int)
         raise ValueError(
             f"logprobs is {params.logprobs}, the engine gives {max_logprobs} at most: raise max_logprobs"
         )
+    if params.logprobs is not None and params.logprobs > vocab_size:
+        raise ValueError(
+            f"logprobs is {params.logprobs}, the vocabulary has {vocab_size} tokens: ask for fewer"
+        )
     _check_vocabulary("logit_bias", params.logit_bias or (), vocab_size)
     _check_vocabulary("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
     _check_vocabulary("stop_token_ids", params.stop_token_ids or (), vocab_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,8 @@ def read_prompt(prompt: Any, tokenizer: Any | None) -> Prompt:
     if token_ids is None:
         if tokenizer is None:
             raise ValueError("the engine has no tokenizer (skip_tokenizer_init): pass prompt_token_ids")
-        token_ids = _encode(text, tokenizer)
+        # Of an empty text some tokenizers make nothing, others the token that begins every text.
+        token_ids = _encode(text, tokenizer) if text else []
     ids = _to_array(token_ids)
     if not len(ids):
         raise ValueError("the prompt is empty: pass at least one token")
@@ -103,6 +104,16 @@ def conversations_of(messages: Any) -> list[Any]:
             if not isinstance(message, Mapping) or "role" not in message:
                 raise TypeError(f"a message is a dict with 'role' and 'content', not {message!r}")
     return found
+
+
+def written_by_template(write: Callable[[Any], str], conversations: Sequence[Any]) -> list[str]:
+    """Each conversation as text; ValueError where the template refuses it, with the template's reason."""
+    from jinja2 import TemplateError  # what transformers writes templates with
+
+    try:
+        return [write(conversation) for conversation in conversations]
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the messages ({error}): correct them or it") from error
 
 
 def _to_array(token_ids: Any) -> Ints:

@@ -14,6 +14,7 @@ import torch
 from tests.llm import tiny
 from tests.llm.conftest import Models, Open, check_idle
 from workbench import LLM, LoRARequest, SamplingParams
+from workbench.prompts import read_prompt
 
 SHORT = SamplingParams(temperature=0, max_tokens=2)
 TALK = [{"role": "user", "content": "hi"}]
@@ -248,6 +249,8 @@ def test_chat_without_a_template_says_what_to_do(llm: LLM) -> None:
     llm.get_tokenizer().chat_template = None
     with pytest.raises(ValueError, match=r"no chat template: pass chat_template=.* or use generate"):
         llm.chat(TALK, SHORT, use_tqdm=False)
+    with pytest.raises(ValueError, match="chat template refuses .*no such role"):
+        llm.chat(TALK, SHORT, chat_template="{{ raise_exception('no such role') }}", use_tqdm=False)
     (output,) = llm.chat(TALK, SHORT, chat_template="{{ messages[0].content }}", use_tqdm=False)
     assert output.prompt == "hi"
 
@@ -498,6 +501,16 @@ def test_without_a_tokenizer_tokens_are_taken_and_texts_refused(models: Models, 
                 call()
 
 
+def test_an_empty_text_is_refused_though_a_tokenizer_would_begin_it() -> None:
+    class Beginning:
+        def encode(self, text: str) -> list[int]:
+            return [1, *text.encode()]
+
+    assert read_prompt("a", Beginning()).token_ids.tolist() == [1, 97]
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        read_prompt("", Beginning())
+
+
 # --- a closed engine, and how an open one looks -------------------------------------------------------
 
 
@@ -511,6 +524,10 @@ def test_a_closed_engine_says_so(open_llm: Open) -> None:
         lambda: llm.stream("a"),
         lambda: llm.add_request("a"),
         lambda: llm.chat(TALK),
+        lambda: llm.generate("a", SHORT),
+        lambda: llm.stream("a", SHORT),
+        lambda: llm.astream("a", SHORT),
+        lambda: llm.add_request("a", SHORT),
         llm.step,
         llm.get_tokenizer,
         llm.get_metrics,

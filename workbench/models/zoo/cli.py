@@ -55,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs one command; returns the exit status. A bad name or file is told in one line."""
     args = parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("workbench.models.zoo").setLevel(logging.INFO)  # training tells how it goes
     commands = {"train": run_train, "score": run_score, "corpus": run_corpus, "tokenizer": run_tokenizer}
     run = commands.get(args.command, run_list)
     try:
