@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
-from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.fakes import VOCABULARY, FakeRunner, alone
 from workbench.cache.hashing import hash_function
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
@@ -19,9 +18,6 @@ from workbench.engine.policies import policy_named
 from workbench.engine.request import Request, Times
 from workbench.engine.scheduler import Scheduler
 from workbench.params import SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fakes import VOCABULARY, FakeRunner, alone
 
 MAX_LENGTH = 40
 PATIENCE = 3000  # steps within which every workload here must end, or somebody starves
