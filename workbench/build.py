@@ -27,6 +27,7 @@ from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.runner import Ticket, TorchRunner
 from workbench.runtime.sampler import Sampler
+from workbench.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         ) from error
     runner = TorchRunner(model, groups, store, batch, Sampler(settings.logprobs_mode), clock)
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
-    tokenizer = None if settings.skip_tokenizer_init else load_tokenizer(settings, folder)
+    tokenizer = None
+    if not settings.skip_tokenizer_init:
+        source = settings.tokenizer or folder
+        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
     return Built(engine, config, spec, folder, tokenizer)
 
 
@@ -136,17 +140,3 @@ def _scheduler(
         s.long_prefill_token_threshold,
     )
     return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit)
-
-
-def load_tokenizer(s: Settings, folder: Path) -> Any:
-    """The folder's tokenizer, or the one named in `tokenizer`."""
-    from transformers import AutoTokenizer
-
-    source = s.tokenizer or str(folder)
-    try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=s.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"no tokenizer could be loaded from {source}: name another with tokenizer=..., or pass token"
-            f" ids to an engine with skip_tokenizer_init=True ({error})"
-        ) from error
