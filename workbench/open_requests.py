@@ -70,7 +70,7 @@ class OpenRequests:
             if listen is None:
                 self.by_hand[parent.request_id] = parent
             for request in parent.requests:
-                request.streams = streams
+                request.streams = streams or listen is None  # `step` tells of every token too
                 request.listener = self._listener(parent, listen)
                 self.engine.scheduler.add(request)
 
@@ -94,10 +94,15 @@ class OpenRequests:
 
     def abort(self, parents: Sequence[Parent]) -> None:
         """End requests now, once what is in flight has been committed."""
-        if self._engine is not None and not all(parent.finished for parent in parents):
-            with self._engine.undisturbed():
-                self._engine.drain()
-                self.end(parents)
+        engine = self._engine
+        if engine is None or all(parent.finished for parent in parents):
+            return
+
+        def drained() -> None:
+            engine.drain()
+            self.end(parents)
+
+        engine.in_turn(drained)
 
     def end(self, parents: Iterable[Parent]) -> None:
         """Abort those of the requests that are open here, in the engine's turn."""

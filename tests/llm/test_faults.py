@@ -104,6 +104,29 @@ def test_a_failed_step_ends_its_own_requests_and_nobody_elses(
         assert_right(models, output)
 
 
+@pytest.mark.parametrize("where", ["before launch", "after launch"])
+def test_behind_a_failed_launch_nothing_is_launched_before_the_reset(open_llm: Open, where: str) -> None:
+    """The runner's batch lacks what the failed plan brought: a step on top of it would write anywhere."""
+    llm = open_llm(max_num_batched_tokens=32, max_num_seqs=3, async_scheduling=True)
+    runner = Failing(llm, where, {2, 6, 7})
+    calls: list[str] = []
+    launch, reset = runner.launch, runner.reset
+
+    def launching(plan: Any) -> Any:
+        calls.append(f"launch {plan.index}")
+        return launch(plan)
+
+    def resetting() -> None:
+        calls.append("reset")
+        reset()
+
+    runner.launch, runner.reset = launching, resetting
+    llm.generate(prompts(8), greedy(), use_tqdm=False)
+    for step in runner.failed:
+        assert calls[calls.index(f"launch {step}") + 1] == "reset"
+    assert runner.failed == [2, 6, 7]
+
+
 @pytest.mark.parametrize("overlapped", [False, True])
 def test_repeated_failures_leave_a_working_engine(models: Models, open_llm: Open, overlapped: bool) -> None:
     llm = open_llm(max_num_batched_tokens=40, max_num_seqs=2, async_scheduling=overlapped)

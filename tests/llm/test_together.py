@@ -217,8 +217,29 @@ def test_a_stream_closed_early_aborts_its_request(open_llm: Open) -> None:
     check_idle(llm)
 
 
-def test_streams_of_one_thread_can_be_read_in_turns(models: Models, open_llm: Open) -> None:
-    llm = open_llm()
+def test_a_stream_collected_in_the_middle_of_a_step_aborts_its_request(
+    models: Models, open_llm: Open
+) -> None:
+    """A notebook keeps the last traceback, and with it a stream, until the collector comes: at any time."""
+    llm = open_llm(max_model_len=2000)
+    stream = llm.stream(prompts()[0], greedy(max_tokens=None))
+    next(stream)
+    cycle = [stream]
+    cycle.append(cycle)
+    del stream, cycle
+    llm._emit.add(lambda event: gc.collect())
+    (output,) = llm.generate([prompts()[1]], greedy(), use_tqdm=False)
+    assert is_right(models, prompts()[1], list(output.outputs[0].token_ids))
+    assert llm._engine.scheduler.counts.finished == {"abort": 1, "length": 1}
+    check_idle(llm)
+
+
+@pytest.mark.parametrize("blocks", [None, 16])
+def test_streams_of_one_thread_can_be_read_in_turns(
+    models: Models, open_llm: Open, blocks: int | None
+) -> None:
+    """Also where they take blocks from each other."""
+    llm = open_llm(max_model_len=64, block_size=4, num_gpu_blocks_override=blocks)
     streams = [llm.stream(prompt, greedy()) for prompt in prompts()]
     tokens: list[list[int]] = [[] for _ in streams]
     with llm.trace.record() as trace:
@@ -227,7 +248,9 @@ def test_streams_of_one_thread_can_be_read_in_turns(models: Models, open_llm: Op
                 own += next(stream).outputs[0].token_ids
     assert all(next(stream, None) is None for stream in streams)
     assert all(is_right(models, p, own) for p, own in zip(prompts(), tokens, strict=True))
-    assert trace.step_requests.groupby("step").size().max() == len(streams)
+    if blocks is None:
+        assert trace.step_requests.groupby("step").size().max() == len(streams)
+    assert (trace.requests["preemptions"].sum() > 0) == (blocks is not None)
 
 
 def test_a_stream_of_n_outputs_tells_each_of_them_whole(open_llm: Open) -> None:

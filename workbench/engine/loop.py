@@ -45,6 +45,7 @@ class Engine(Generic[Ticket]):
         self.depth = depth
         self.turn = FairLock()
         self._tickets: deque[Ticket | Exception] = deque()  # oldest first
+        self._later: deque[Callable[[], None]] = deque()  # what could not be done in the middle of a step
 
     def step(self) -> Commit | None:
         """One step, by itself: nothing is in flight before it or after it. None when there is no work."""
@@ -56,12 +57,22 @@ class Engine(Generic[Ticket]):
         return self._advance(self.depth)
 
     def _advance(self, depth: int) -> Commit | None:
-        plan = self.scheduler.plan()
+        self._catch_up()
+        # Behind a launch that failed the runner's batch is not what the next plan builds upon: launch no more
+        # until it has been told and reset, or blocks are written that are not the plan's.
+        broken = bool(self._tickets) and isinstance(self._tickets[-1], Exception)
+        plan = None if broken else self.scheduler.plan()
         if plan is not None:
             self._tickets.append(self._launch(plan))
+        commit = None
         if self._tickets and (plan is None or len(self._tickets) > depth):
-            return self._settle()
-        return None
+            commit = self._settle()
+        self._catch_up()
+        return commit
+
+    def _catch_up(self) -> None:
+        while self._later:
+            self._later.popleft()()
 
     def _launch(self, plan: StepPlan) -> Ticket | Exception:
         try:
@@ -113,6 +124,17 @@ class Engine(Generic[Ticket]):
         """This thread's turn. Ctrl-C comes when it is over: no book is left half written."""
         with InterruptsDeferred() as interrupts, self.turn:
             yield interrupts
+
+    def in_turn(self, action: Callable[[], None]) -> None:
+        """Run `action` in a turn of this thread; in the middle of a step, as soon as that is over.
+
+        A generator that is collected as garbage ends its request, and the collector may run anywhere.
+        """
+        if self.turn.mine:
+            self._later.append(action)
+            return
+        with self.undisturbed():
+            action()
 
     def run_until(self, done: Callable[[], bool]) -> None:
         """Drive steps until `done()`, letting other threads have their turns; Ctrl-C comes between steps."""

@@ -13,9 +13,14 @@ class FairLock:
     """A lock handed on in the order of arrival, so that a thread that drives steps lets others in between."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a finaliser may want a turn while its own thread is in here
         self._queue: deque[threading.Lock] = deque()
         self._owner: int | None = None  # thread that holds it
+
+    @property
+    def mine(self) -> bool:
+        """Whether this very thread holds it."""
+        return self._owner == threading.get_ident()
 
     def __enter__(self) -> None:
         me = threading.get_ident()
