@@ -110,6 +110,7 @@ def _plan_memory(
         max_num_batched_tokens=tokens,
         block_size=s.block_size,
         num_blocks=num_blocks,
+        num_kv_groups=len(groups),
         kv_cache_bytes=num_blocks * block_bytes,
         enable_prefix_caching=s.enable_prefix_caching,
         prefix_caching_hash_algo=s.prefix_caching_hash_algo,

@@ -138,6 +138,7 @@ class EngineConfig:
     max_num_batched_tokens: int
     block_size: int
     num_blocks: int
+    num_kv_groups: int  # layers by layout; a token takes a block's place in each
     kv_cache_bytes: int
     enable_prefix_caching: bool
     prefix_caching_hash_algo: HashAlgorithm
@@ -151,7 +152,7 @@ class EngineConfig:
     @property
     def num_cache_tokens(self) -> int:
         """Tokens the KV cache holds."""
-        return self.num_blocks * self.block_size
+        return self.num_blocks // self.num_kv_groups * self.block_size
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -21,7 +21,6 @@ class BlockPool:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self.num_evictions = 0  # cached blocks taken for something else, since the start
         self._references = [0] * (num_blocks + 1)
         self._keys: list[bytes | None] = [None] * (num_blocks + 1)
         self._found: dict[bytes, int] = {}  # key -> block
@@ -44,9 +43,6 @@ class BlockPool:
     def references(self, block: int) -> int:
         return self._references[block]
 
-    def key(self, block: int) -> bytes | None:
-        return self._keys[block]
-
     def find(self, key: bytes) -> int | None:
         return self._found.get(key)
 
@@ -59,7 +55,6 @@ class BlockPool:
             key = keys[block]
             if key is not None:
                 self._forget(block, key)
-                self.num_evictions += 1
             references[block] = 1
             blocks.append(block)
         return blocks

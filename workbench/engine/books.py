@@ -96,15 +96,15 @@ class Books:
                 )
             )
 
-    def abort(
-        self, requests: Iterable[Request], reason: FinishReason = "abort", error: str | None = None
-    ) -> None:
+    def abort(self, requests: Iterable[Request], reason: FinishReason = "abort") -> None:
         """End requests wherever they are; those that have ended are left alone."""
         open_requests = [request for request in requests if not request.finished]
         for request in open_requests:
-            request.error = error
-            if request.state is State.WAITING:
-                self.end(request, reason, None)
+            if request.state is State.RUNNING:
+                continue
+            queued = request.state is State.WAITING
+            self.end(request, reason, None)
+            if queued:
                 self.waiting.forget(request)
         self.retire([Ending(r, reason, None) for r in open_requests if r.state is State.RUNNING])
 
@@ -127,7 +127,6 @@ class Books:
         self.running.remove(places)
         for request in leaving:
             self.removed.append(request.row)
-            request.state = State.WAITING
             self.waiting.push(request)
 
     def retire(self, ending: Sequence[Ending]) -> None:

@@ -46,6 +46,7 @@ class Planner:
 
     def __init__(self, books: Books) -> None:
         self._books = books
+        self._untold: list[str] = []  # ids preempted while no plan could be made; the next one tells
         self._steady = 0  # plans ahead in which everybody wants just the token it sampled last
         most = books.limits.max_rows
         self._ones: Longs = np.ones(most, np.int64)
@@ -59,7 +60,7 @@ class Planner:
     def plan(self) -> Draft | None:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
         books, running = self._books, self._books.running
-        draft = Draft(books.limits.budget, [[] for _ in books.cache.groups])
+        draft = Draft(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
         steady = self._steady > 0 and 0 < running.count <= draft.budget
         counts = self._ones[: running.count] if steady else self._grant(draft.budget)
         counts = self._reserve(counts, draft, steady)
@@ -72,6 +73,7 @@ class Planner:
             if books.flights:
                 books.flights[-1].registered += draft.registered
             return None
+        self._untold = []
         plan, places = self._compose(counts, draft, additions, steady and not additions)
         names = tuple(draft.names)
         books.flights.append(
@@ -201,8 +203,9 @@ class Planner:
         return self._books.cache.lookup(request.tables, request, len(request.token_ids))
 
     def _count_lookup(self, request: Request, found: int) -> None:
-        self._books.counts.prefix_queries += len(request.token_ids)
-        self._books.counts.prefix_hits += found
+        if not request.params.skip_reading_prefix_cache:
+            self._books.counts.prefix_queries += len(request.token_ids)
+            self._books.counts.prefix_hits += found
         if request.num_preemptions == 0:
             self._books.counts.prompt_tokens += request.num_prompt_tokens
             request.num_cached_tokens = found

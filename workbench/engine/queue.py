@@ -26,7 +26,11 @@ class WaitingQueue:
 
     def push(self, request: Request) -> None:
         # The arrival breaks ties, so that two requests are never compared themselves.
-        heapq.heappush(self._heap, (self._policy.key(request), request.arrival, request))
+        entry = (self._policy.key(request), request.arrival, request)
+        if self._heap:
+            _ = entry < self._heap[0]  # a key that cannot be compared raises here, before it is in
+        heapq.heappush(self._heap, entry)
+        request.state = State.WAITING
         self._count += 1
 
     def peek(self) -> Request | None:

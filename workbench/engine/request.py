@@ -20,6 +20,7 @@ StopCheck = Callable[[Ints], str | None]
 
 
 class State(Enum):
+    NEW = auto()  # not queued yet
     WAITING = auto()  # in the queue, holds nothing
     RUNNING = auto()  # has a batch row and blocks
     FINISHED = auto()
@@ -54,14 +55,13 @@ class Request:
     streams: bool = False  # the listener wants to hear of every token, not only of the end
     listener: Callable[[Request], None] | None = None
 
-    state: State = State.WAITING
+    state: State = State.NEW
     row: int = -1  # its batch row while running
     admitted_at: int = 0  # index of the plan that admitted it last
     token_ids: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # all of them, while not running
     stop_ids: frozenset[int] = frozenset()  # EOS and stop_token_ids
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    error: str | None = None
     logprobs: list[tuple[LogprobColumns, int]] = field(default_factory=list)  # a columns' line a token
     num_cached_tokens: int = 0  # found when it was first admitted
     num_preemptions: int = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from workbench.cache.manager import CacheManager
 from workbench.engine.books import Books, Ending, Limits
 from workbench.engine.clock import Clock
-from workbench.engine.events import Emitter, FinishReason, StepFailed
+from workbench.engine.events import Emitter, StepFailed
 from workbench.engine.flight import Commit
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.planner import Planner
@@ -15,6 +16,8 @@ from workbench.engine.policies import Policy
 from workbench.engine.reports import step_committed, step_planned
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
+
+logger = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -38,11 +41,9 @@ class Scheduler:
         """Queue a request that has been checked against the limits."""
         self._books.add(request)
 
-    def abort(
-        self, requests: Iterable[Request], reason: FinishReason = "abort", error: str | None = None
-    ) -> None:
+    def abort(self, requests: Iterable[Request]) -> None:
         """End requests wherever they are; those that have ended are left alone."""
-        self._books.abort(requests, reason, error)
+        self._books.abort(requests)
 
     @property
     def has_work(self) -> bool:
@@ -119,7 +120,12 @@ class Scheduler:
         num_output = length - request.num_prompt_tokens
         text_stop = None
         if request.stop_check is not None:
-            text_stop = request.stop_check(self.running.tokens_at(place)[request.num_prompt_tokens :])
+            try:
+                text_stop = request.stop_check(self.running.tokens_at(place)[request.num_prompt_tokens :])
+            except Exception:  # its own request ends with it, and no other
+                logger.exception("%s: its stop strings cannot be looked for; it ends", request)
+                ending.append(Ending(request, "error", None))
+                return
         if token_id in request.stop_ids and num_output >= request.params.min_tokens:
             ending.append(Ending(request, "stop", None if token_id in request.eos_token_ids else token_id))
         elif text_stop is not None:
@@ -140,7 +146,7 @@ class Scheduler:
         if self._emit:
             ids = tuple(request.request_id for request in victims)
             self._emit(StepFailed(self._clock(), failed.plan.index, ids, error))
-        books.abort(victims, "error", error)
+        books.abort(victims, "error")
         everybody = range(self.running.count)
         for place in everybody:
             books.preempt(place)

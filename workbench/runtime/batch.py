@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from workbench.cache.pool import NULL_BLOCK
 from workbench.engine.plan import Addition, StepPlan
 from workbench.kernels.attention.reference import GEMV_QUERIES, Bucket, Layout, make_bucket
 
@@ -61,6 +62,7 @@ class Batch:
             self.tokens[added.row, : len(added.token_ids)] = torch.from_numpy(added.token_ids).to(self.device)
             for table, blocks in zip(self._tables, added.blocks, strict=True):
                 table[added.row, : len(blocks)] = blocks
+                table[added.row, len(blocks) :] = NULL_BLOCK
         for table, grown in zip(self._tables, plan.grown, strict=True):
             table[grown.rows, grown.places] = grown.blocks
 

@@ -58,10 +58,6 @@ class KVStore:
             Layout(spec.num_heads, kv_heads, num_blocks, block_size, group.window) for group in groups
         )
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors)
-
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros, because what a masked position holds must at least be finite.
