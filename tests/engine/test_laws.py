@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,18 @@ prompts = st.builds(
     st.integers(0, 16),
     st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20),
 )
+ALONE = {
+    "windows": (None,),
+    "block_size": 4,
+    "num_blocks": 60,
+    "budget": 64,
+    "max_rows": 8,
+    "long_prefill": 0,
+    "policy": "fcfs",
+    "caching": True,
+    "depth": 0,
+}
+
 arrivals = st.lists(
     st.fixed_dictionaries(
         {
@@ -255,3 +268,46 @@ def test_the_urgent_request_is_admitted_first():
     item = {"count": 2, "stop": (), "at": 0, "abort_at": None}
     made = world.run([{**item, "prompt": [n], "priority": 5 - n} for n in range(5)])
     assert sorted(made, key=lambda request: request.times.first_token) == made[::-1]
+
+
+class Moody:
+    """A policy that fails when told to."""
+
+    def __init__(self, answers: list) -> None:
+        self.answers = answers
+
+    def key(self, request: Request):
+        answer = self.answers[request.arrival]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize("bad", [ValueError("moody"), "a key of another type"])
+def test_a_policy_that_raises_turns_one_request_away_and_no_other(bad):
+    world = World({**ALONE, "policy": Moody([1, bad, 2])})
+    made = [world.request(number, [number, 2, 3], 3, (), 0) for number in range(3)]
+    world.scheduler.add(made[0])
+    with pytest.raises((ValueError, TypeError)):
+        world.scheduler.add(made[1])
+    world.scheduler.abort([made[1]])
+    world.scheduler.add(made[2])
+    while world.scheduler.has_work:
+        world.step()
+    assert made[1].finish_reason == "abort"
+    assert [output(request) for request in (made[0], made[2])] == [expected(made[0]), expected(made[2])]
+
+
+def test_a_stop_check_that_raises_ends_its_own_request():
+    def broken(token_ids) -> None:
+        raise UnicodeError("no such character")
+
+    world = World(ALONE)
+    made = [world.request(number, [number, 2, 3], 3, (), 0) for number in range(2)]
+    made[0].stop_check = broken
+    for request in made:
+        world.scheduler.add(request)
+    while world.scheduler.has_work:
+        world.step()
+    assert (made[0].finish_reason, output(made[0])) == ("error", expected(made[0])[:1])
+    assert (made[1].finish_reason, output(made[1])) == ("length", expected(made[1]))
