@@ -44,6 +44,7 @@ class Worker:
                         self._inbox.popleft()()
                     if self._engine.scheduler.has_work:
                         self._engine.advance()
+                    self._engine.drain_if_idle()
         except BaseException as error:  # noqa: BLE001 - the callers wait in other threads and have to hear of it
             with self._guard:
                 self._running = False

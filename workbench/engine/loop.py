@@ -113,6 +113,11 @@ class Engine(Generic[Ticket]):
         while self._tickets:
             self._settle()
 
+    def drain_if_idle(self) -> None:
+        """Commit what is in flight where it computes for nobody."""
+        if not self.scheduler.running.count and not len(self.scheduler.waiting):
+            self.drain()
+
     def abort(self, requests: Iterable[Request]) -> None:
         """End requests with finish_reason "abort"; those that have ended are left alone."""
         ending = [request for request in requests if not request.finished]
@@ -147,15 +152,17 @@ class Engine(Generic[Ticket]):
                     self.advance()
                 interrupts.check()
             with self.turn:
-                if not self.scheduler.running.count and not len(self.scheduler.waiting):
-                    self.drain()  # what is still in flight computes for nobody
+                self.drain_if_idle()
 
     @staticmethod
     def _tell(streamed: Iterable[Request], finished: Iterable[Request]) -> None:
-        """Tell those who listen: of each new token, and once of the end."""
-        for request in streamed:
-            if request.listener is not None and not request.finished:
-                request.listener(request)
-        for request in finished:
-            if request.listener is not None:
-                request.listener(request)
+        """Tell those who listen: of each new token, and once of the end; all of them, even if one raises."""
+        errors = []
+        for request in (*(each for each in streamed if not each.finished), *finished):
+            try:
+                if request.listener is not None:
+                    request.listener(request)
+            except Exception as error:  # noqa: BLE001 - raised once the others have been told
+                errors.append(error)
+        if errors:
+            raise errors[0]
