@@ -9,7 +9,6 @@ import argparse
 import importlib
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,8 +30,6 @@ _DELEGATED = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # OpenMP threads that spin while they wait lose tenfold when another program wants the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without some sign is no reason to stop

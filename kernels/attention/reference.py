@@ -45,11 +45,19 @@ class Bucket(NamedTuple):
         return self.begin + self.requests * self.count
 
 
-def write_kv(cache: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Store keys and values [T, kv_heads, head_dim] at `slots` [T] int64 (block * block_size + offset)."""
-    flat = cache.view(2, cache.shape[1], -1, cache.shape[4])
-    flat[0].index_copy_(1, slots, keys.transpose(0, 1))
-    flat[1].index_copy_(1, slots, values.transpose(0, 1))
+def make_places(slots: Tensor, layout: Layout) -> Tensor:
+    """Where each token's keys and values go, head by head: [T * 2 * kv_heads] int64, rows of head_dim.
+
+    `slots` [T] int64: block * block_size + offset.
+    """
+    planes = torch.arange(2 * layout.kv_heads, device=slots.device) * (layout.num_blocks * layout.block_size)
+    return (slots[:, None] + planes).view(-1)
+
+
+def write_kv(cache: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Store keys and values [T, kv_heads, head_dim] at the places of `make_places`."""
+    both = torch.cat((keys, values), 1).to(cache.dtype)
+    cache.view(-1, cache.shape[4]).index_copy_(0, places, both.view(-1, cache.shape[4]))
 
 
 def make_bucket(begin: int, starts: Sequence[int], count: int, blocks: Tensor, layout: Layout) -> Bucket:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from tests.llm import tiny
-from tests.llm.conftest import Open
+from tests.llm.conftest import Models, Open
 from workbench import LLM, SamplingParams
 
 COUNT = 14
@@ -42,13 +42,13 @@ def tokens_of(outputs: list) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-@pytest.fixture
-def alone(open_llm: Open) -> list[list[int]]:
+@pytest.fixture(scope="module")
+def alone(models: Models) -> list[list[int]]:
     """What each request draws in an engine of its own."""
-    prompts, params = requests()
     drawn = []
-    for prompt, own in zip(prompts, params, strict=True):
-        drawn += tokens_of(open_llm().generate([prompt], own, use_tqdm=False))
+    for prompt, own in zip(*requests(), strict=True):
+        with LLM(str(models.folder()), device="cpu", max_model_len=256) as llm:
+            drawn += tokens_of(llm.generate([prompt], own, use_tqdm=False))
     return drawn
 
 

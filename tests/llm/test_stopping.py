@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.llm import tiny
-from tests.llm.conftest import Open
+from tests.llm.conftest import Models, Open
 from workbench import LLM, CompletionOutput, RequestOutputKind, SamplingParams
 
 PROMPT = list(range(40, 60))
@@ -57,12 +57,12 @@ def joined(pieces: list[CompletionOutput]) -> CompletionOutput:
     )
 
 
-@pytest.fixture
-def whole(open_llm: Open) -> tuple[list[int], list[str]]:
+@pytest.fixture(scope="module")
+def whole(models: Models) -> tuple[list[int], list[str]]:
     """The tokens without any stop, and the text after each of them."""
-    llm = open_llm()
-    ids = list(llm.generate([PROMPT], greedy(), use_tqdm=False)[0].outputs[0].token_ids)
-    tokenizer = llm.get_tokenizer()
+    with LLM(str(models.folder()), device="cpu", max_model_len=256) as llm:
+        ids = list(llm.generate([PROMPT], greedy(), use_tqdm=False)[0].outputs[0].token_ids)
+        tokenizer = llm.get_tokenizer()
     return ids, [tokenizer.decode(ids[: i + 1]) for i in range(len(ids))]
 
 

@@ -44,6 +44,6 @@ class PagedAttention:
             k_norm,
             spec.rms_norm_eps,
         )
-        write_kv(cache, self._inputs.slots[group], keys.to(cache.dtype), values.to(cache.dtype))
+        write_kv(cache, self._inputs.places[group], keys, values)
         out = torch.empty((len(qkv), spec.num_heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
         return attend(query, cache, self._inputs.buckets[group], self._scale, self._space, out)

@@ -15,9 +15,15 @@ from torch import Tensor
 
 from workbench.cache.pool import NULL_BLOCK
 from workbench.engine.plan import Addition, StepPlan
-from workbench.kernels.attention.reference import GEMV_QUERIES, Bucket, Layout, make_bucket
+from workbench.kernels.attention.reference import (
+    GEMV_QUERIES,
+    Bucket,
+    Layout,
+    make_bucket,
+    make_places,
+)
 
-PADDING_WORTH_A_BUCKET = 512  # padded positions that cost about as much as one more round of launches
+PADDING_WORTH_A_BUCKET = 1536  # padded positions that cost about as much as one more round of calls
 MASKED_QUERIES = 512  # queries of one masked bucket: bounds the mask to this many rows
 
 Longs = npt.NDArray[np.int64]
@@ -28,7 +34,7 @@ class Inputs(NamedTuple):
 
     token_ids: Tensor  # [T] int64
     positions: Tensor  # [T] int64
-    slots: tuple[Tensor, ...]  # per KV group [T] int64; block * block_size + offset
+    places: tuple[Tensor, ...]  # per KV group [T * 2 * kv_heads] int64; where keys and values are written
     buckets: tuple[tuple[Bucket, ...], ...]  # per KV group
     last: Tensor  # [m] int64; where in T each sampling row's last position is, in the plan's order
     rows: Longs  # [m]; the batch rows that sample, in the plan's order
@@ -84,7 +90,10 @@ class Batch:
         last = np.empty(len(rows), np.int64)
         last[order] = begins + counts - 1
         place = (torch.from_numpy(rows[line]).to(self.device), torch.from_numpy(positions).to(self.device))
-        slots = tuple(self._slots(table, rows[line], positions) for table in self._tables)
+        places = tuple(
+            make_places(self._slots(table, rows[line], positions), layout)
+            for table, layout in zip(self._tables, self._layouts, strict=True)
+        )
         buckets = tuple(
             tuple(self._buckets(table, rows, starts, counts, begins, layout))
             for table, layout in zip(self._tables, self._layouts, strict=True)
@@ -92,7 +101,7 @@ class Batch:
         return Inputs(
             token_ids=self.tokens[place].long(),
             positions=place[1],
-            slots=slots,
+            places=places,
             buckets=buckets,
             last=torch.from_numpy(last[plan.samples]).to(self.device),
             rows=plan.rows[plan.samples].astype(np.int64),
