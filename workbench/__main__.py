@@ -9,6 +9,7 @@ import argparse
 import importlib
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    # Threads that spin while they wait lose tenfold when another program wants the cores; sleeping ones are
+    # slower on a machine of one's own, so that benchmarks leave this alone. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from workbench.demo import run
 
     run(options.output)
