@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(options: argparse.Namespace) -> int:
     # Threads that spin while they wait lose tenfold when another program wants the cores; sleeping ones are
-    # slower on a machine of one's own, so that benchmarks leave this alone. Read when torch is first imported.
+    # slower on a machine of one's own, so benchmarks leave this alone. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from workbench.demo import run
 
