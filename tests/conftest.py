@@ -1,10 +1,9 @@
-"""What every test stands on: no network, no deadline for property tests, GPU tests where there is one."""
+"""What every test stands on: no network, no deadline for property tests. GPU tests run with `-m gpu` only."""
 
 from __future__ import annotations
 
 import os
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 # Before anything imports transformers or torch: no network, and threads that do not spin while they wait,
@@ -15,14 +14,3 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Two shared cores stall at times; a deadline would turn that into a failure.
 settings.register_profile("workbench", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("workbench")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if not on_gpu:
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        for item in on_gpu:
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

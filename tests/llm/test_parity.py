@@ -120,7 +120,6 @@ def test_the_block_size_changes_no_token(models: Models, open_llm: Open, block_s
 
 
 def test_the_xxhash_algorithm_finds_the_same_prefixes(models: Models, open_llm: Open) -> None:
-    pytest.importorskip("xxhash")
     llm: LLM = open_llm(prefix_caching_hash_algo="xxhash")
     prompt = prompts()[0]
     for cached in (0, 48):
