@@ -14,3 +14,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Two shared cores stall at times; a deadline would turn that into a failure.
 settings.register_profile("workbench", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("workbench")
+
+# Without a GPU, kernels run through triton's interpreter, which triton asks for once, while it is imported;
+# and many a module imports triton.
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -1,0 +1,23 @@
+"""Where the kernels run here. The interpreter itself is switched on in tests/conftest.py, before triton comes in."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+# Kernels are a matter of Linux: where triton is not a dependency, there is nothing here to collect.
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """The GPU if there is one; else a CPU, on which kernels are interpreted."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    from triton.runtime.interpreter import InterpretedFunction
+    from workbench.kernels.rms_norm import kernel
+
+    assert isinstance(kernel._rms_norm, InterpretedFunction), "triton was imported before TRITON_INTERPRET=1"
+    return torch.device("cpu")
