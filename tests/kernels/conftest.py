@@ -1,4 +1,4 @@
-"""Where the kernels run here. The interpreter itself is switched on in tests/conftest.py, before triton comes in."""
+"""Where the kernels run here. tests/conftest.py switches the interpreter on, before triton is imported."""
 
 from __future__ import annotations
 

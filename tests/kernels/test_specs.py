@@ -21,7 +21,7 @@ def name_of(value: Spec | Case) -> str:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fresh tensors come full of NaN (integers: of their largest value), so that what is not written shows."""
+    """Fresh tensors come full of NaN (integers: their largest value), so that what is not written shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     try:
@@ -76,10 +76,12 @@ def refill(static: object, later: object) -> bool:
         static.copy_(later)
         return True
     if isinstance(static, dict):
-        return all([refill(value, later[name]) for name, value in static.items()])
-    if isinstance(static, tuple):
-        return all([refill(one, other) for one, other in zip(static, later, strict=True)])
-    return static == later
+        same = [refill(value, later[name]) for name, value in static.items()]
+    elif isinstance(static, tuple):
+        same = [refill(one, other) for one, other in zip(static, later, strict=True)]
+    else:
+        same = [static == later]
+    return all(same)
 
 
 def tensors(value: object) -> Iterator[Tensor]:
