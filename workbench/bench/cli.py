@@ -60,7 +60,9 @@ def _add(
 
 def _scheduler_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--running", type=int, nargs="+", default=[1, 64, 256, 1024], metavar="N")
-    parser.add_argument("--steps", type=int, default=256, help="steps measured at each size (at least 64)")
+    parser.add_argument(
+        "--steps", type=int, default=320, help="steps at each size, rounded up to rounds of 64"
+    )
     parser.add_argument("--hash", choices=["sha256", "xxhash"], default="sha256")
 
 

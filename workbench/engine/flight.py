@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.request import Request
@@ -46,8 +47,7 @@ class Flight:
         return {row: r.request_id for row, r in zip(self.rows.tolist(), self.requests, strict=True)}
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """What a result, or a failure, did."""
 
     flight: Flight

@@ -28,6 +28,7 @@ class Draft:
 
     budget: int
     grown: list[list[tuple[int, int, int]]]  # per group: (row, place in its table, block)
+    crossed: Growth | None = None  # all the growth there is, where `_cross` served everybody
     registered: list[bytes] = field(default_factory=list)
     preempted: set[int] = field(default_factory=set)  # places
     names: list[str] = field(default_factory=list)  # ids of the preempted
@@ -48,14 +49,16 @@ class Planner:
         self._books = books
         self._untold: list[str] = []  # ids preempted while no plan could be made; the next one tells
         self._steady = 0  # plans ahead in which everybody wants just the token it sampled last
+        self._room = 0  # of those, how many find room in the blocks that are held
         most = books.limits.max_rows
         self._ones: Longs = np.ones(most, np.int64)
         self._one_each: Ints = np.ones(most, np.int32)
         self._all_sample = np.ones(most, bool)
+        self._last_block: Longs = np.arange(-books.cache.block_size, 0)  # places of its tokens, from its end
 
     def restart(self) -> None:
         """Nobody runs any more."""
-        self._steady = 0
+        self._steady = self._room = 0
 
     def plan(self) -> Draft | None:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
@@ -63,7 +66,8 @@ class Planner:
         draft = Draft(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
         steady = self._steady > 0 and 0 < running.count <= draft.budget
         counts = self._ones[: running.count] if steady else self._grant(draft.budget)
-        counts = self._reserve(counts, draft, steady)
+        if not (steady and (self._room or self._cross(draft))):
+            counts = self._reserve(counts, draft)
         if not steady:
             self._register_chunks(counts, draft)
         additions: tuple[Addition, ...] = ()
@@ -92,7 +96,7 @@ class Planner:
         granted: Longs = np.clip(budget - before, 0, want)
         return granted
 
-    def _reserve(self, counts: Longs, draft: Draft, steady: bool) -> Longs:
+    def _reserve(self, counts: Longs, draft: Draft) -> Longs:
         """Blocks for what was granted, preempting where they run out; the counts of those who stay."""
         running = self._books.running
         short = (running.computed + counts > running.capacity).nonzero()[0]
@@ -103,12 +107,10 @@ class Planner:
         known = running.cursor[short] - running.row[short] * self._books.limits.max_length
         # A step that crosses a boundary finds the block before it written, and known unless several steps
         # are in flight: that much can be made findable.
-        written = np.minimum(starts, known)
-        if not (steady and (written == starts).all() and self._cross(short, starts, draft)):
-            columns = (short, counts[short], starts, written)
-            for place, count, start, findable in zip(*(column.tolist() for column in columns), strict=True):
-                if count:
-                    self._secure(place, start, start + count, findable, draft)
+        columns = (short, counts[short], starts, np.minimum(starts, known))
+        for place, count, start, findable in zip(*(column.tolist() for column in columns), strict=True):
+            if count:
+                self._secure(place, start, start + count, findable, draft)
         running.capacity[short] = -(-upto // self._books.cache.block_size) * self._books.cache.block_size
         if draft.preempted:
             kept = [place for place in range(running.count) if place not in draft.preempted]
@@ -116,19 +118,29 @@ class Planner:
             self._books.leave(sorted(draft.preempted))
         return counts
 
-    def _cross(self, short: Longs, starts: Longs, draft: Draft) -> bool:
-        """The steady case: each of them filled a block with its last token and wants one more."""
-        running, block_size = self._books.running, self._books.cache.block_size
-        rows = running.row[short]
-        # Each one's last full block is [start - block_size, start).
-        filled = running.tokens[rows[:, None], starts[:, None] + np.arange(-block_size, 0)]
-        tables = [running.requests[place].tables for place in short.tolist()]
-        crossed = self._books.cache.cross(tables, filled.tobytes())
+    def _cross(self, draft: Draft) -> bool:
+        """Steady requests at a block boundary get their next block, all at once.
+
+        Each filled a block with its last token and wants one more. False, and nothing done, where the
+        general way is needed.
+        """
+        running, cache = self._books.running, self._books.cache
+        short = (running.computed == running.capacity).nonzero()[0]
+        if not len(short):
+            return True
+        rows, starts = running.row[short], running.computed[short]
+        if (running.cursor[short] < rows * self._books.limits.max_length + starts).any():
+            return False  # with several steps in flight a block's last token may not be known yet
+        filled = running.tokens[rows[:, None], starts[:, None] + self._last_block]
+        requests = running.requests
+        crossed = cache.cross([requests[place].tables for place in short.tolist()], filled.tobytes())
         if crossed is None:
             return False
         blocks, keys = crossed
         draft.registered += keys
-        draft.grown[0] += zip(rows.tolist(), (starts // block_size).tolist(), blocks, strict=True)
+        places = starts // cache.block_size
+        draft.crossed = Growth(rows.astype(np.int32), places.astype(np.int32), np.array(blocks, np.int32))
+        running.capacity[short] = starts + cache.block_size
         return True
 
     def _secure(self, place: int, start: int, upto: int, findable: int, draft: Draft) -> None:
@@ -252,9 +264,11 @@ class Planner:
         places = None
         rows, granted, samples = running.rows, self._one_each[:n], self._all_sample[:n]
         if steady:
-            running.advancing += 1
+            running.advance(self._ones[:n])
             self._steady -= 1
+            self._room = self._room - 1 if self._room else int((running.capacity - running.computed).min())
         else:
+            self._room = 0
             running.computed += counts
             yields = (running.computed == running.length) & (counts > 0)
             running.length += yields
@@ -264,7 +278,11 @@ class Planner:
                 places = yields.nonzero()[0]
                 part = counts.nonzero()[0]
                 rows, starts, granted, samples = rows[part], starts[part], granted[part], yields[part]
-        grown = tuple([_growth(group) for group in draft.grown])
+        grown = (
+            (draft.crossed,)
+            if draft.crossed is not None
+            else tuple([_growth(group) for group in draft.grown])
+        )
         removed = np.array(self._books.removed, np.int32) if self._books.removed else NOBODY
         self._books.removed.clear()
         index, self._books.index = self._books.index, self._books.index + 1

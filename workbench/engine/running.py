@@ -57,7 +57,8 @@ class Running:
         self._flat = self.tokens.reshape(-1)
         self._free_rows = list(range(max_rows - 1, -1, -1))
         self._columns: Longs = np.zeros((7, max_rows), np.int64)
-        self._stops: Longs = np.full((1, max_rows), NO_TOKEN, np.int64)
+        self._stops: Ints = np.full((1, max_rows), NO_TOKEN, np.int32)  # as the tokens they meet
+        self._unlooked = 0  # appends ahead in which nobody reaches its look_cursor
         self._place_of_row: Longs = np.full(max_rows, -1, np.int64)
         self._view()
 
@@ -72,10 +73,10 @@ class Running:
             self.cursor,
             self.look_cursor,  # from here on, tokens are looked at one by one: at the end, or 0 if watched
         ) = self._columns[:, :n]
-        self.advancing = self._columns[1:3, :n]  # computed and length, which a steady step moves together
         self.stops = [stops[:n] for stops in self._stops]  # ids that end a request, NO_TOKEN for none
         self.rows: Ints = self.row.astype(np.int32)
         self._place_of_row[self.row] = np.arange(n)
+        self._unlooked = 0
         self.version += 1
 
     @property
@@ -106,7 +107,7 @@ class Running:
     def _set_stops(self, place: int, stop_ids: frozenset[int]) -> None:
         missing = len(stop_ids) - len(self._stops)
         if missing > 0:
-            self._stops = np.vstack([self._stops, np.full((missing, self.max_rows), NO_TOKEN, np.int64)])
+            self._stops = np.vstack([self._stops, np.full((missing, self.max_rows), NO_TOKEN, np.int32)])
         self._stops[:, place] = NO_TOKEN
         self._stops[: len(stop_ids), place] = list(stop_ids)
 
@@ -148,7 +149,13 @@ class Running:
 
     def unwatch(self, place: int) -> None:
         """From now on the request's tokens are looked at only where it may end."""
+        self._unlooked = 0
         self.look_cursor[place] = int(self.row[place]) * self.tokens.shape[1] + int(self.end[place])
+
+    def advance(self, ones: Longs) -> None:
+        """A steady step: each request computes the token it sampled last, and is promised another."""
+        self.computed += ones
+        self.length += ones
 
     def append(self, places: Longs | None, token_ids: Ints) -> list[int]:
         """Write one new token at each place (None: at every place, in order).
@@ -158,14 +165,26 @@ class Running:
         if places is None:
             self._flat[self.cursor] = token_ids
             self.cursor += 1
-            look = self.cursor >= self.look_cursor
-            for stops in self.stops:
-                look |= token_ids == stops
-        else:
-            self._flat[self.cursor[places]] = token_ids
-            self.cursor[places] += 1
-            look = self.cursor[places] >= self.look_cursor[places]
-            for stops in self.stops:
-                look |= token_ids == stops[places]
+            return self._look(token_ids)
+        self._flat[self.cursor[places]] = token_ids
+        self.cursor[places] += 1
+        self._unlooked = 0
+        look = self.cursor[places] >= self.look_cursor[places]
+        for stops in self.stops:
+            look |= token_ids == stops[places]
         lines: list[int] = look.nonzero()[0].tolist()
+        return lines
+
+    def _look(self, token_ids: Ints) -> list[int]:
+        """Lines to be looked at after everybody got a token."""
+        stopped = token_ids == self.stops[0]
+        for stops in self.stops[1:]:
+            stopped |= token_ids == stops
+        if self._unlooked:
+            self._unlooked -= 1
+        else:
+            left = self.look_cursor - self.cursor
+            self._unlooked = max(int(left.min()) - 1, 0)
+            stopped |= left <= 0
+        lines: list[int] = stopped.nonzero()[0].tolist()
         return lines
