@@ -24,7 +24,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 # Subcommands with a parser of their own: everything after the name is theirs.
 _DELEGATED = {
     "bench": ("workbench.bench.cli", "measure the engine"),
-    "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train, score"),
+    "eval": ("workbench.evals.cli", "measure what a model gets right"),
+    "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train"),
 }
 
 

@@ -112,8 +112,8 @@ def _startup(arguments: argparse.Namespace) -> Result:
 
 def append(file: Path, rows: Sequence[Row]) -> None:
     """Add rows to a CSV file, with a header when it is new."""
-    new = not file.exists()
-    with file.open("a", newline="") as handle:
+    new = not file.exists() or not file.stat().st_size
+    with file.open("a", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, list(rows[0]))
         if new:
             writer.writeheader()

@@ -8,31 +8,35 @@ from typing import Final
 
 import torch
 
-from workbench.models.zoo import export, tokens
+from workbench.llm import LLM
+from workbench.models.zoo import export
 from workbench.models.zoo.config import TrainConfig
 from workbench.models.zoo.corpus import tasks
-from workbench.models.zoo.sample import drawn
 from workbench.models.zoo.score import Score, by_task
+from workbench.params import SamplingParams
 
 SAMPLE_SEED: Final = 7
-TEMPERATURE: Final = 0.7
 STORIES: Final = 6
+LONGEST: Final = 400  # tokens of a sample
 TOO_LONG_TO_SHOW: Final = ("copy_long", "pairs30", "pairs100")
 SCORING: Final = (
-    "Greedy, exact match of the whole answer, 95 % Wilson intervals. An answer ends with `<|eos|>`; of"
-    " retrieval and passages in the plain format at the line break, for there the training texts go on with"
-    ' further questions about the same list or passage (ask with `stop=["\\n"]`).'
+    "Greedy, exact match of the whole answer, 95 % Wilson intervals, every item asked once. An answer ends"
+    " with `<|eos|>`; of retrieval and passages in the plain format at the line break, for there the training"
+    ' texts go on with further questions about the same list or passage (ask with `stop=["\\n"]`).'
     " Stories have the perplexity a token."
 )
 
 
-def write(config: TrainConfig, out: Path, scores: Sequence[Score], device_name: str) -> None:
-    """Writes README.md and loss.svg into the model's folder, from its logs, its scores and itself."""
+def write(config: TrainConfig, out: Path, scores: Sequence[Score], *, trained_on: str, measured: str) -> None:
+    """Writes README.md and loss.svg into the model's folder, from its logs, its scores and itself.
+
+    `trained_on` names the device; `measured` is the command that gave the scores, and where it ran.
+    """
     (out / "loss.svg").write_text(plot(loss_points(out / "train.csv")), encoding="utf-8")
     parts = (
         head(config, out),
-        made(config, out, device_name),
-        table(scores),
+        made(config, out, trained_on),
+        table(scores, measured),
         formats(),
         samples(out),
         limits(scores),
@@ -76,9 +80,9 @@ def made(config: TrainConfig, out: Path, device_name: str) -> str:
     )
 
 
-def table(scores: Sequence[Score]) -> str:
+def table(scores: Sequence[Score], measured: str) -> str:
     """Held-out scores with their intervals."""
-    lines = ["## Held-out scores", "", SCORING, ""]
+    lines = ["## Held-out scores", "", f"{measured}. {SCORING}", ""]
     lines += ["| task | kind | n | accuracy | interval |", "| --- | --- | --- | --- | --- |"]
     return "\n".join(lines + [row(score) for score in (*by_task(scores), *scores)])
 
@@ -118,18 +122,18 @@ def shorten(text: str, most: int = 700) -> str:
 
 
 def samples(out: Path) -> str:
-    """Stories for the first held-out requests of a fixed seed, as they come."""
-    model, encoder = export.load(out), tokens.Encoder(out)
+    """Stories for the first held-out requests of a fixed seed, as the engine tells them."""
     items = [tasks.make("stories", "heldout", SAMPLE_SEED, index, "asked") for index in range(STORIES)]
-    prompts = [[tokens.BOS_ID, *encoder.encode(item.prompt)] for item in items]
-    limit = min(400, model.config.max_positions - max(map(len, prompts)))
-    answers = drawn(model, prompts, limit, temperature=TEMPERATURE, seed=SAMPLE_SEED)
     lines = [
         f"## Samples\n\nFor the first {STORIES} held-out story requests of seed {SAMPLE_SEED}, sampled at"
-        f" temperature {TEMPERATURE} from seed {SAMPLE_SEED}, as they come."
+        " the engine's usual temperature of 1 with"
+        f" `SamplingParams(seed={SAMPLE_SEED}, max_tokens={LONGEST})`, in float32 on a CPU, as they come."
     ]
-    for item, answer in zip(items, answers, strict=True):
-        story = encoder.core.decode(answer).replace("\n", "\n>\n> ")
+    with LLM(str(out), device="cpu") as llm:
+        params = SamplingParams(seed=SAMPLE_SEED, max_tokens=LONGEST)
+        results = llm.generate([item.prompt for item in items], params, use_tqdm=False)
+    for item, result in zip(items, results, strict=True):
+        story = result.outputs[0].text.replace("\n", "\n>\n> ")
         lines.append(f"> **{item.prompt.strip()}**\n>\n> {story}")
     return "\n\n".join(lines)
 

@@ -1,6 +1,6 @@
-"""`workbench zoo`: train a model, score one, write samples of the corpus, list what there is.
+"""`workbench zoo`: train a model, write samples of the corpus, list what there is.
 
-Imports torch only to work.
+Imports torch only to work; `workbench eval zoo` measures a model.
 """
 
 import argparse
@@ -21,25 +21,20 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="workbench zoo", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train a model and write its folder and card")
+    train = commands.add_parser("train", help="train a model, measure it, write its folder and card")
     train.add_argument("config", help=f"a TOML file, or one of {', '.join(configs.known())}")
     train.add_argument("--out", type=Path, help="folder of the model (default: zoo-NAME)")
     train.add_argument("--max-minutes", type=float, help="train for this long instead")
     train.add_argument("--max-steps", type=int, help="train for this many steps instead")
     train.add_argument("--workers", type=int, help="processes that make data")
     train.add_argument("--eval-minutes", type=float, help="minutes between held-out evaluations (0: none)")
-    train.add_argument("--items", type=int, help="held-out items a kind for the card (0: no card)")
+    train.add_argument("--items", type=int, help="held-out items a task for the card (0: no card)")
     train.add_argument("--device", choices=("cpu", "cuda"))
     train.add_argument("--no-compile", action="store_true", help="run the model as it is")
     train.add_argument("--fresh", action="store_true", help="do not resume from a checkpoint in the folder")
     train.add_argument(
         "--pack", type=Path, help="also write the folder, without its checkpoint, as this .tar.gz"
     )
-    score = commands.add_parser("score", help="held-out scores of a model's folder")
-    score.add_argument("model", help="a folder, or one of the embedded models")
-    score.add_argument("--items", type=int, default=500, help="items a kind")
-    score.add_argument("--tasks", nargs="+", default=list(tasks.NAMES))
-    score.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     corpus = commands.add_parser("corpus", help="write samples of the corpus as JSON Lines")
     corpus.add_argument("--out", type=Path, default=Path("datasets/zoo"))
     corpus.add_argument("--items", type=int, default=50, help="items a task")
@@ -57,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("workbench.models.zoo").setLevel(logging.INFO)  # training tells how it goes
-    commands = {"train": run_train, "score": run_score, "corpus": run_corpus, "tokenizer": run_tokenizer}
+    commands = {"train": run_train, "corpus": run_corpus, "tokenizer": run_tokenizer}
     run = commands.get(args.command, run_list)
     try:
         run(args)
@@ -70,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 def run_train(args: argparse.Namespace) -> None:
     """Trains, scores, writes the card, packs."""
     config = adjusted(configs.load(args.config), args)
-    from workbench.models.zoo import card, score, train
+    from workbench.models.zoo import card, train
 
     out = train.train(
         config, args.out or Path(f"zoo-{config.name}"), resume=not args.fresh, device=args.device
@@ -79,10 +74,13 @@ def run_train(args: argparse.Namespace) -> None:
         pack(out, args.pack)  # once before the scores, so that nothing is lost if they are cut short
     items = config.final_items if args.items is None else args.items
     if items:
+        from workbench.evals import zoo as evaluation
+
         where = train.device_for(config, args.device)
-        scores = score.folder(out, items, device=where.name)
-        card.write(config, out, scores, device_label(where.name))
-        say("\n".join(line_of(s) for s in (*score.by_task(scores), *scores)))
+        found = evaluation.measure(out, items, device=where.name)
+        device = device_label(where.name)
+        measured = f"`workbench eval zoo {config.name} -n {items}` on {device} in {found.config.dtype}"
+        card.write(config, out, found.scores, trained_on=device, measured=measured)
         if args.pack:
             pack(out, args.pack)
 
@@ -114,29 +112,6 @@ def pack(folder: Path, target: Path) -> None:
         for path in sorted(folder.iterdir()):
             if path.is_file() and not path.name.startswith("checkpoint"):
                 archive.add(path, arcname=path.name)
-
-
-def line_of(score: object) -> str:
-    """A score in one line."""
-    from workbench.models.zoo.score import Score
-
-    assert isinstance(score, Score)
-    name = f"{score.task:12} {score.kind:14} n={score.n:<6}"
-    if score.perplexity:
-        return f"{name} perplexity {score.perplexity:.3f}"
-    low, high = score.interval
-    return f"{name} {score.accuracy:6.1%}  [{low:.1%}, {high:.1%}]"
-
-
-def run_score(args: argparse.Namespace) -> None:
-    """Scores a folder."""
-    for name in args.tasks:
-        tasks.check_task(name)
-    from workbench.models.zoo import score
-
-    folder = Path(args.model) if Path(args.model).is_dir() else registry.path(args.model)
-    scores = score.folder(folder, args.items, device=args.device, names=args.tasks)
-    say("\n".join(line_of(s) for s in (*score.by_task(scores), *scores)))
 
 
 def run_corpus(args: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ class TrainConfig:
     log_every: int = 10  # steps
     eval_minutes: float = 0.0  # between held-out evaluations while training (0: none)
     eval_items: int = 100  # a kind
-    final_items: int = 500  # a kind, for the card
+    final_items: int = 1500  # a task, for the card
 
     @property
     def fingerprint(self) -> str:

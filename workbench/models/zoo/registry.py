@@ -12,11 +12,20 @@ def names() -> list[str]:
     return sorted(folder.parent.name for folder in WEIGHTS.glob("*/config.json"))
 
 
+def folder(model: str) -> Path:
+    """The folder of `zoo/<name>`, or `model` itself where it is a folder, or that of the embedded `<name>`.
+
+    Raises ValueError where there is neither.
+    """
+    return Path(model) if not model.startswith("zoo/") and Path(model).is_dir() else path(model)
+
+
 def path(name: str) -> Path:
     """The folder of the embedded model `<name>` or `zoo/<name>`. Raises ValueError for an unknown one."""
     short = name.removeprefix("zoo/")
     if short not in names():
         raise ValueError(
-            f"no embedded model {name!r}: choose one of {', '.join(names()) or '(none is installed)'}"
+            f"no embedded model {name!r}: choose one of {', '.join(names()) or '(none is installed)'},"
+            " or give a model's folder"
         )
     return WEIGHTS / short

@@ -1,7 +1,6 @@
-"""Continues many prompts at once with the training model. Knows nothing of tasks or scores."""
+"""Continues many prompts at once with the training model, greedily. Knows nothing of tasks or scores."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,30 +8,10 @@ from torch import Tensor
 from workbench.models.zoo.model import Cache, Llama
 from workbench.models.zoo.tokens import EOS_ID, PAD_ID
 
-Pick: TypeAlias = Callable[[Tensor], Tensor]  # logits [batch, vocab] -> tokens [batch] int64
-
-
-def greedy(model: Llama, prompts: Sequence[list[int]], max_new: int) -> list[list[int]]:
-    """The likeliest tokens that follow each prompt, up to and without eos, at most `max_new` of each."""
-    return continued(model, prompts, max_new, lambda logits: logits.argmax(-1))
-
-
-def drawn(
-    model: Llama, prompts: Sequence[list[int]], max_new: int, *, temperature: float, seed: int
-) -> list[list[int]]:
-    """As `greedy`, but sampled at a temperature above 0, from a seed."""
-    chance = torch.Generator().manual_seed(seed)
-
-    def pick(logits: Tensor) -> Tensor:
-        weights = (logits.float() / temperature).softmax(-1).cpu()
-        return torch.multinomial(weights, 1, generator=chance)[:, 0].to(logits.device)
-
-    return continued(model, prompts, max_new, pick)
-
 
 @torch.no_grad()
-def continued(model: Llama, prompts: Sequence[list[int]], max_new: int, pick: Pick) -> list[list[int]]:
-    """The tokens that follow each prompt, as `pick` chooses them."""
+def greedy(model: Llama, prompts: Sequence[list[int]], max_new: int) -> list[list[int]]:
+    """The likeliest tokens that follow each prompt, up to and without eos, at most `max_new` of each."""
     device = model.embed_tokens.weight.device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     width = int(lengths.max())
@@ -44,11 +23,11 @@ def continued(model: Llama, prompts: Sequence[list[int]], max_new: int, pick: Pi
     at = torch.arange(width, device=device).expand(len(prompts), width)
     hidden = model.hidden(tokens, cache._replace(at=at))
     last = hidden[torch.arange(len(prompts), device=device), lengths - 1]
-    new = continue_from(model, cache, pick(model.logits(last)), lengths, max_new, pick)
+    new = continue_from(model, cache, model.logits(last).argmax(-1), lengths, max_new)
     return [row[: row.index(EOS_ID)] if EOS_ID in row else row for row in new.tolist()]
 
 
-def continue_from(model: Llama, cache: Cache, token: Tensor, at: Tensor, max_new: int, pick: Pick) -> Tensor:
+def continue_from(model: Llama, cache: Cache, token: Tensor, at: Tensor, max_new: int) -> Tensor:
     """The new tokens, [batch, <= max_new] int64: first `token` [batch], at positions `at` [batch]."""
     slots = torch.arange(cache.keys[0].shape[2], device=token.device)
     new, ended = [token], token == EOS_ID
@@ -57,7 +36,7 @@ def continue_from(model: Llama, cache: Cache, token: Tensor, at: Tensor, max_new
             break
         mask = (slots <= at[:, None])[:, None, None, :]
         hidden = model.hidden(token[:, None], cache._replace(at=at[:, None], mask=mask))
-        token = pick(model.logits(hidden[:, -1]))
+        token = model.logits(hidden[:, -1]).argmax(-1)
         at = at + 1
         ended = ended | (token == EOS_ID)
         new.append(token)

@@ -1,16 +1,15 @@
-"""Held-out scores: how often a model's greedy answer equals the right one, and how well it foretells stories.
+"""What is asked of a model, what counts as right, and the scores of the model in training.
 
-Knows the corpus, the tokenizer and the training model; the engine has an evaluation of its own.
+Knows the corpus, the tokenizer and the training model. `workbench.evals.zoo` asks the engine the same items
+and judges by the same functions.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import torch
 
-from workbench.models.zoo import export
 from workbench.models.zoo.corpus import tasks
 from workbench.models.zoo.corpus.item import Item
 from workbench.models.zoo.model import Llama
@@ -48,13 +47,49 @@ def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def folder(
-    path: Path, n: int, *, device: str = "cpu", names: Sequence[str] = tasks.NAMES, seed: int = SEED
-) -> list[Score]:
-    """Scores of the model in a Hugging Face folder: `n` held-out items of each kind of the named tasks."""
-    model = export.load(path).to(device)
-    model.dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    return all_kinds(model, Encoder(path), n, names=names, seed=seed)
+class Encoded(NamedTuple):
+    prompt: list[int]  # from bos on
+    answer: list[int]  # without eos
+
+
+Pairs: TypeAlias = list[tuple[Item, Encoded]]
+
+
+def is_told(name: str, kind: str) -> bool:
+    """Whether items of the kind are stories, which have a perplexity and no right answer."""
+    return "stories" in (name, kind)
+
+
+def is_right(item: Item, text: str) -> bool:
+    """Whether a generated text is the item's answer, to the letter."""
+    return said(text, item.task) == item.completion
+
+
+def said(text: str, name: str) -> str:
+    """The part of a generated text that is the answer: up to the task's stop text, if it has one."""
+    stop = tasks.stop_of(name)
+    return text.split(stop, 1)[0] if stop else text
+
+
+def held_out(name: str, kind: str, n: int, seed: int = SEED) -> list[Item]:
+    """The first `n` different held-out items of a kind; fewer where `4 n` draws do not find as many."""
+    found: dict[Item, None] = {}
+    for index in range(4 * n):
+        found[tasks.make(name, "heldout", seed, index, kind)._replace(more=())] = None
+        if len(found) == n:
+            break
+    return list(found)
+
+
+def encoded(items: Iterable[Item], encoder: Encoder, limit: int) -> Pairs:
+    """The items with their tokens; those of more than `limit` tokens, bos and eos counted, are left out."""
+    pairs = [(item, encode(item, encoder)) for item in items]
+    return [(item, ids) for item, ids in pairs if len(ids.prompt) + len(ids.answer) + 1 <= limit]
+
+
+def encode(item: Item, encoder: Encoder) -> Encoded:
+    """An item's tokens."""
+    return Encoded([BOS_ID, *encoder.encode(item.prompt)], encoder.encode(item.completion))
 
 
 def all_kinds(
@@ -68,53 +103,33 @@ def all_kinds(
 ) -> list[Score]:
     """Scores of every kind of the named tasks; items of more than `longest` tokens are passed over."""
     found: list[Score] = []
+    limit = min(longest, model.config.max_positions)
     for name in names:
         for kind in tasks.kinds_of(name):
-            items = (tasks.make(name, "heldout", seed, index, kind) for index in range(n))
-            pairs = [(item, encode(item, encoder)) for item in items]
-            limit = min(longest, model.config.max_positions)
-            fitting = [(item, ids) for item, ids in pairs if len(ids.prompt) + len(ids.answer) + 1 <= limit]
-            if fitting:
-                found.append(one_kind(model, encoder, name, kind, fitting))
+            pairs = encoded(held_out(name, kind, n, seed), encoder, limit)
+            if pairs:
+                found.append(one_kind(model, encoder, name, kind, pairs))
     return found
 
 
-class Encoded(NamedTuple):
-    prompt: list[int]  # from bos on
-    answer: list[int]  # without eos
-
-
-def encode(item: Item, encoder: Encoder) -> Encoded:
-    """An item's tokens."""
-    return Encoded([BOS_ID, *encoder.encode(item.prompt)], encoder.encode(item.completion))
-
-
-def one_kind(
-    model: Llama, encoder: Encoder, name: str, kind: str, pairs: list[tuple[Item, Encoded]]
-) -> Score:
+def one_kind(model: Llama, encoder: Encoder, name: str, kind: str, pairs: Pairs) -> Score:
     """The score of items of one kind: perplexity for stories, exact match for everything else."""
-    if "stories" in (name, kind):
+    if is_told(name, kind):
         return Score(name, kind, len(pairs), 0, perplexity(model, [ids for _, ids in pairs]))
     right = 0
     for batch in batches(pairs, BATCH_TOKENS if model.embed_tokens.weight.is_cuda else BATCH_TOKENS // 20):
         longest = max(len(ids.answer) for _, ids in batch)
         answers = greedy(model, [ids.prompt for _, ids in batch], longest + 1)
         right += sum(
-            said(encoder.core.decode(answer), name) == item.completion
+            is_right(item, encoder.core.decode(answer))
             for answer, (item, _) in zip(answers, batch, strict=True)
         )
     return Score(name, kind, len(pairs), right)
 
 
-def said(text: str, name: str) -> str:
-    """The part of a generated text that is the answer: up to the task's stop text, if it has one."""
-    stop = tasks.stop_of(name)
-    return text.split(stop, 1)[0] if stop else text
-
-
-def batches(pairs: Iterable[tuple[Item, Encoded]], budget: int) -> Iterable[list[tuple[Item, Encoded]]]:
+def batches(pairs: Pairs, budget: int) -> Iterator[Pairs]:
     """Items of like length together, each batch within a budget of tokens, padding counted."""
-    batch: list[tuple[Item, Encoded]] = []
+    batch: Pairs = []
     for item, ids in sorted(pairs, key=lambda pair: -len(pair[1].prompt) - len(pair[1].answer)):
         width = len(batch[0][1].prompt) + len(batch[0][1].answer) if batch else 0
         if batch and (len(batch) + 1) * width > budget:

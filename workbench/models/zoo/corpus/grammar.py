@@ -36,6 +36,8 @@ PLURALS: Final = MappingProxyType(
         "foot": "feet", "knife": "knives", "leaf": "leaves", "shelf": "shelves", "scarf": "scarves",
         "tomato": "tomatoes", "potato": "potatoes", "mango": "mangoes", "corn": "ears of corn",
         "iris": "irises", "octopus": "octopuses", "yo-yo": "yo-yos", "pocketknife": "pocketknives",
+        "spinach": "spinach", "kale": "kale", "celery": "celery", "garlic": "garlic", "broccoli": "broccoli",
+        "asparagus": "asparagus",
     }
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ KINDS = (("fact", 1.5), ("who", 1.2), ("moves", 1.0), ("things", 0.8))
 
 class Attribute(NamedTuple):
     source: str  # word list, or low-high, or `because`
-    says: tuple[str, ...]  # sentences about {n}, {v} the value, {his} its owner
+    says: tuple[str, ...]  # sentences about {n}, {v} the value, {av} with its article
     asks: tuple[str, ...]  # questions for the value; the answer is `answer`
     answer: str
     whos: tuple[str, ...]  # questions for the person
@@ -98,8 +98,10 @@ def draw_people(dice: Dice, who: bool) -> Passage:
     for row, (name, pronoun) in enumerate(people):
         for column, attribute in enumerate(attributes):
             value = columns[column][row]
-            subject = pronoun if column and dice.chance(0.6) else name
-            sentences.append(capitalised(fill(dice.pick(attribute.says), subject, value)))
+            again = bool(column) and dice.chance(0.6)
+            says = dice.pick(attribute.says)
+            subject = pronoun if again and "of {n}" not in says else name  # never "of he"
+            sentences.append(capitalised(fill(says, subject, value)))
             facts.append((attribute, name, value))
     if dice.chance(0.3):
         sentences = fillers(dice) + sentences

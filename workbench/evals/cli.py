@@ -1,0 +1,98 @@
+"""`workbench eval NAME`: what a model gets right, as a table, rows (-o) and one JSON object (--json)."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workbench.bench.cli import append
+from workbench.console import format_table, say
+from workbench.models.zoo import registry
+from workbench.models.zoo.corpus import tasks
+
+ABOUT = ("model", "seed", "dtype")  # columns of the file beside those of the table
+COLUMNS = ("task", "kind", "n", "right", "accuracy", "low", "high", "perplexity")
+
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one evaluation; 0 when it ran to its end."""
+    arguments = _parser().parse_args(argv)
+    status: int = arguments.run(arguments)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="workbench eval", description="Measure what a model gets right.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    about = "a zoo model on held-out items of its tasks: greedy, exact match, 95 %% Wilson intervals"
+    zoo = commands.add_parser("zoo", help=about, description=about)
+    zoo.add_argument(
+        "model", nargs="?", default=registry.DEFAULT, help="an embedded model's name, or a folder"
+    )
+    zoo.add_argument("-n", type=int, default=500, help="items a task, shared among its kinds (default 500)")
+    zoo.add_argument("--tasks", nargs="+", default=list(tasks.NAMES), metavar="TASK")
+    zoo.add_argument("--seed", type=int, default=0, help="of the items")
+    zoo.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    zoo.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    zoo.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to a CSV file")
+    zoo.set_defaults(run=_zoo)
+    return parser
+
+
+def _zoo(arguments: argparse.Namespace) -> int:
+    folder = registry.folder(arguments.model)
+    for name in arguments.tasks:
+        tasks.check_task(name)
+    if arguments.output:
+        check_output(arguments.output)
+    from workbench.evals import zoo
+    from workbench.models.zoo.score import by_task
+
+    began = time.perf_counter()
+    found = zoo.measure(
+        folder, arguments.n, names=arguments.tasks, seed=arguments.seed, device=arguments.device
+    )
+    seconds = round(time.perf_counter() - began, 1)
+    rows = [row(score) for score in (*by_task(found.scores), *found.scores)]
+    say(f"{arguments.model} on held-out items, {found.config.device_name}, {found.config.dtype}, {seconds} s")
+    say(*format_table(COLUMNS, [["" if value is None else value for value in r.values()] for r in rows]))
+    about = {"model": arguments.model, "seed": arguments.seed, "dtype": found.config.dtype}
+    if arguments.output:
+        append(arguments.output, [{**about, **line} for line in rows])
+    if arguments.json:
+        say(json.dumps({**about, "device": found.config.device_name, "seconds": seconds, "rows": rows}))
+    return 0
+
+
+def row(score: Any) -> Row:
+    """A score as one line: accuracy and its interval, or perplexity; kind `all` is all of a task's kinds."""
+    told = bool(score.perplexity)
+    low, high = (round(bound, 4) for bound in score.interval)
+    values = (score.task, score.kind, score.n) + (
+        (None, None, None, None, round(score.perplexity, 3))
+        if told
+        else (score.right, round(score.accuracy, 4), low, high, None)
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def check_output(file: Path) -> None:
+    """Raises now what would otherwise be lost after minutes: a file that cannot take the rows."""
+    parent = file.absolute().parent
+    if file.is_dir() or not parent.is_dir() or not os.access(file if file.exists() else parent, os.W_OK):
+        raise FileNotFoundError(
+            f"{file} cannot be written: give a file in a folder that exists and that you may write to"
+        )
+    if file.exists() and file.stat().st_size:
+        with file.open(newline="", encoding="utf-8") as handle:
+            found = next(csv.reader(handle))
+        if tuple(found) != ABOUT + COLUMNS:
+            raise ValueError(f"{file} has other columns ({', '.join(found)}): give a new file")
