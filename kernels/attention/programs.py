@@ -1,0 +1,135 @@
+"""The two programs of ragged attention: a tile of one request, and a tile of rows of all requests.
+
+Rows, counts, lengths and tables are read here, on the device. Knows the batch's layout, and nothing of how
+many programs there are for which batch.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from workbench.kernels.attention.walk import (
+    _arrive,
+    _load_rows,
+    _merge,
+    _row,
+    _store_part,
+    _store_rows,
+    _walk_range,
+)
+
+
+@triton.jit
+def _find(begins, i, requests, QUERIES: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Request of tile i and the tile's first query within it, where requests lie one after the other.
+
+    Request r is given the tiles from begins[r] // QUERIES + r on: never too few, at most one too many.
+    """
+    r = tl.arange(0, BLOCK_R)
+    begin = tl.load(begins + r, mask=r < requests, other=2**30)
+    found = tl.sum((begin // QUERIES + r <= i).to(tl.int32)) - 1
+    return found, (i - (tl.load(begins + found) // QUERIES + found)) * QUERIES
+
+
+@triton.jit
+def _piece(span, pieces, least, BLOCK_N: tl.constexpr):
+    """Keys of each of the equal pieces that `span` keys are cut into; a multiple of BLOCK_N."""
+    n = tl.maximum(tl.minimum(pieces, tl.cdiv(span, least)), 1)
+    return tl.maximum(tl.cdiv(tl.cdiv(span, n), BLOCK_N), 1) * BLOCK_N
+
+
+# what changes with the size of a batch; code compiled for its divisors would be compiled many times over
+SIZES = ("requests", "pieces", "least", "slot_rows", "shared_pieces", "shared_least")
+
+
+@triton.jit(do_not_specialize=SIZES[:4])
+def _attend_shared(
+    query, keys, values, rows, begins, tables, shared, parts, tops, totals,
+    scale, requests, table_width, plane, pieces, least, slot_rows,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Tiles of rows of all requests over the blocks they have in common; leaves parts behind."""
+    head, first, piece = tl.program_id(0), tl.program_id(1) * QUERIES, tl.program_id(2)
+    used = tl.load(begins + requests)
+    span = tl.load(shared) * BLOCK_SIZE
+    size = _piece(span, pieces, least, BLOCK_N)
+    lo = piece * size
+    if (first >= used) | (lo >= span):
+        return
+    hi = tl.minimum(lo + size, span)
+    m = tl.arange(0, BLOCK_M)
+    token = first + m // GROUP
+    valid = (token < used) & (m < QUERIES * GROUP)
+    step = tl.num_programs(0) * GROUP
+    at = _row(first * step + head * GROUP, step, m, GROUP)
+    q = _load_rows(query, at, valid, D, BLOCK_D)
+    table = tables + tl.load(rows).to(tl.int64) * table_width
+    everything = tl.full([BLOCK_M], 2**30, tl.int32)  # all of it lies before every query
+    acc, top, total = _walk_range(
+        q, lo, lo + (hi - lo) // BLOCK_N * BLOCK_N, hi, everything,
+        keys + head * plane, values + head * plane, table, scale,
+        True, 0, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    _store_part(parts, tops, totals, piece * slot_rows + at, valid, acc, top, total, D, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _attend(
+    query, keys, values, out, rows, starts, begins, tables, shared, parts, tops, totals, counters,
+    scale, requests, table_width, plane, pieces, least, slot_rows, shared_pieces, shared_least,
+    LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_R: tl.constexpr, SLOTS: tl.constexpr, FEW: tl.constexpr,
+    SPLIT: tl.constexpr, SHARED_N: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
+    TWO_WALKS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of a request with LOW < count <= HIGH over one piece of its context."""
+    # the last tiles first: they see the longest contexts of a prompt
+    head, tile, piece = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(2)
+    r, first = tile, 0
+    if BLOCK_R > 0:
+        r, first = _find(begins, tile, requests, QUERIES, BLOCK_R)
+    begin = tl.load(begins + r)
+    count = tl.load(begins + r + 1) - begin
+    if (count <= LOW) | (count > HIGH) | (first >= count):
+        return
+    start = tl.load(starts + r) + first  # of the tile from here on
+    count = tl.minimum(count - first, QUERIES)
+    lo, common = 0, 0
+    if WINDOW > 0:
+        lo = tl.maximum(start + 1 - WINDOW, 0) // BLOCK_N * BLOCK_N
+    if SHARED_N > 0:
+        lo = tl.load(shared) * BLOCK_SIZE
+        common = tl.cdiv(lo, _piece(lo, shared_pieces, shared_least, SHARED_N))
+    size = _piece(start + count - lo, pieces, least, BLOCK_N)
+    own = tl.cdiv(start + count - lo, size)
+    if piece >= own:
+        return
+    hi = tl.minimum(lo + piece * size + size, start + count)
+    lo += piece * size
+    m = tl.arange(0, BLOCK_M)
+    valid = m // GROUP < count
+    step = tl.num_programs(0) * GROUP
+    corner = (begin + first) * step + head * GROUP  # row of m = 0 in query and out
+    at = _row(corner, step, m, GROUP)
+    acc, top, total = _walk_range(
+        _load_rows(query, at, valid, D, BLOCK_D),
+        lo, lo + tl.maximum(tl.minimum(hi, start + 1) - lo, 0) // BLOCK_N * BLOCK_N, hi, start + m // GROUP,
+        keys + head * plane, values + head * plane, tables + tl.load(rows + r).to(tl.int64) * table_width,
+        scale, TWO_WALKS, WINDOW, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, PRECISION,
+    )  # fmt: skip
+    if own + common == 1:
+        _store_rows(out, at, valid, acc / tl.where(valid, total, 1.0)[:, None], D, BLOCK_D)
+    elif SPLIT or SHARED_N > 0:
+        place = tile * tl.num_programs(0) + head
+        base, base_step = place * (QUERIES * GROUP), GROUP
+        if BY_TOKEN:
+            base, base_step = corner, step
+        row = (shared_pieces + piece) * slot_rows + _row(base, base_step, m, GROUP)
+        _store_part(parts, tops, totals, row, valid, acc, top, total, D, BLOCK_D)
+        if _arrive(counters + place, own, SPLIT):
+            _merge(
+                parts, tops, totals, out, base, base_step, corner, step, count * GROUP,
+                own, shared_pieces, common, slot_rows, SLOTS, FEW, GROUP, D, BLOCK_D,
+            )  # fmt: skip
