@@ -220,7 +220,8 @@ def _launch(
         space.parts, space.tops, space.totals, space.counters, batch.scale, ragged.rows.shape[0],
         ragged.tables.shape[1], batch.cache.stride(1), *split, slot_rows, *shared.split,
         SLOTS=slots, FEW=max(1, min(tile.rows, MERGED // (slots * constants["BLOCK_D"]))),
-        SPLIT=split.pieces > 1, SHARED_N=shared.keys, WINDOW=batch.window, TWO_WALKS=tile.rows > 64 and not batch.window,
+        SPLIT=split.pieces > 1, SHARED_N=shared.keys, WINDOW=batch.window,
+        TWO_WALKS=tile.rows > 64 and not batch.window,
         BLOCK_M=tile.rows, QUERIES=tile.queries, BLOCK_N=tile.keys, num_warps=tile.warps,
         num_stages=tile.stages, **constants, **flags,
     )  # fmt: skip

@@ -12,8 +12,8 @@ from workbench.kernels.spec import Case, Inputs, Outputs, Spec
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 REASON = (
     "weights and the result are each rounded once to 16 bits (2^-9 at most in bfloat16, rms 0.3 of that), "
-    "the weights' roundings averaging out over the keys; scores and sums are float32, where 2^x of a score near "
-    "10 carries 10 roundings"
+    "the weights' roundings averaging out over the keys; scores and sums are float32, where 2^x of a score "
+    "near 10 carries 10 roundings"
 )
 UNTOUCHED = 0.01  # in the rows of padding, before and after
 
