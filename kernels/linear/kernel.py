@@ -31,6 +31,16 @@ def _silu_mul(gate, up, dtype: tl.constexpr):
 
 
 @triton.jit
+def _fetch(weight, rows, n_in, LINES: tl.constexpr):
+    """Ask for whole rows of the weights, a line of 64 numbers each, in the second-level cache."""
+    line = tl.minimum(tl.arange(0, LINES), n_in // 64 - 1)
+    first = weight + (rows.to(tl.int64) * n_in)[:, None] + line[None, :] * 64
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [first.to(tl.int64)], tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def _vector(
     x, weight, bias, residual, norm, y, total, n_out, n_in, eps,
     T: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
@@ -80,10 +90,9 @@ def _tile(
     tokens = tl.arange(0, M)
     if PDL:
         if FETCH:
-            # a line of 64 numbers each: the weights come to the second-level cache while others compute
-            first = weight + (rows.to(tl.int64) * n_in)[:, None] + tl.arange(0, FETCH)[None, :] * 64
-            tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [first.to(tl.int64)],
-                                      dtype=tl.int32, is_pure=False, pack=1)
+            _fetch(weight, rows, n_in, FETCH)
+            if GATED:
+                _fetch(weight, rows + n_out, n_in, FETCH)
         gdc_launch_dependents()
         gdc_wait()
     dtype: tl.constexpr = y.dtype.element_ty

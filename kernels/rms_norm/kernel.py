@@ -1,4 +1,4 @@
-"""RMS norm, alone and after a residual addition, in Triton: one program a row, one pass over memory.
+"""RMS norm, alone and after a residual addition, in Triton: one pass over memory.
 
 Meaning and roundings are the reference's. Knows nothing of layers.
 """
@@ -9,24 +9,32 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from workbench.kernels.launch import early
 from workbench.kernels.rms_norm.reference import Normed
 
 
 @triton.jit
-def _rms_norm(x, residual, weight, y, total, n, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * n
-    at = tl.arange(0, BLOCK)
-    inside = at < n
-    wide = tl.load(x + row + at, mask=inside, other=0.0)
+def _rms_norm(
+    x, residual, weight, y, total, num_rows, n, eps,
+    ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (column < n) & (rows < num_rows)
+    at = rows.to(tl.int64) * n + column
+    w = tl.load(weight + column, mask=column < n, other=0.0)
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    h = tl.load(x + at, mask=inside, other=0.0)
     if ADD:
         # the sum is rounded before it is normed, as it is where the two are separate operations
-        other = tl.load(residual + row + at, mask=inside, other=0.0)
-        wide = (wide.to(tl.float32) + other.to(tl.float32)).to(y.dtype.element_ty)
-        tl.store(total + row + at, wide, mask=inside)
-    wide = wide.to(tl.float32)
-    scale = tl.rsqrt(tl.sum(wide * wide) / n + eps)
-    w = tl.load(weight + at, mask=inside, other=0.0)
-    tl.store(y + row + at, (wide * scale).to(w.dtype) * w, mask=inside)
+        h = (h.to(tl.float32) + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)).to(h.dtype)
+        tl.store(total + at, h, mask=inside)
+    wide = h.to(tl.float32)
+    wide = wide * tl.rsqrt(tl.sum(wide * wide, axis=1) / n + eps)[:, None]
+    tl.store(y + at, wide.to(w.dtype) * w, mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
@@ -38,12 +46,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
         eps: added to the mean square.
         out: [..., n]; where to write; may be x.
     """
-    n = x.shape[-1]
     out = torch.empty_like(x) if out is None else out
-    block = triton.next_power_of_2(n)
-    _rms_norm[(x.numel() // n,)](
-        x, x, weight, out, out, n, eps, ADD=False, BLOCK=block, num_warps=warps(block)
-    )
+    _launch(x, x, weight, out, out, eps, add=False)
     return out
 
 
@@ -56,15 +60,29 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Nor
         weight: [n], dtype of x.
         eps: added to the mean square.
     """
-    n = x.shape[-1]
     y, total = torch.empty_like(x), torch.empty_like(x)
-    block = triton.next_power_of_2(n)
-    _rms_norm[(x.numel() // n,)](
-        x, residual, weight, y, total, n, eps, ADD=True, BLOCK=block, num_warps=warps(block)
-    )
+    _launch(x, residual, weight, y, total, eps, add=True)
     return Normed(y, total)
 
 
-def warps(block: int) -> int:
-    """Warps a row: 16 bytes a thread and load, at most 16."""
-    return max(1, min(16, block // 256))
+def _launch(
+    x: Tensor, residual: Tensor, weight: Tensor, y: Tensor, total: Tensor, eps: float, add: bool
+) -> None:
+    n = x.shape[-1]
+    num_rows = x.numel() // n
+    block = triton.next_power_of_2(n)
+    rows = rows_each(num_rows, block)
+    _rms_norm[(triton.cdiv(num_rows, rows),)](
+        x, residual, weight, y, total, num_rows, n, eps,
+        ADD=add, ROWS=rows, BLOCK=block, num_warps=warps(rows * block), **early(x.device),
+    )  # fmt: skip
+
+
+def rows_each(num_rows: int, block: int) -> int:
+    """Rows a program takes."""
+    return 1
+
+
+def warps(numbers: int) -> int:
+    """Warps of a program: 16 bytes a thread and load, at most 16."""
+    return max(1, min(16, numbers // 256))
