@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     _add(commands, "scheduler", "plan + commit with no model behind them", _scheduler, _scheduler_options)
     _add(commands, "throughput", "many requests, against transformers", _throughput, _throughput_options)
+    _add(commands, "kernels", "every kernel against this GPU's ceilings", _kernels, _kernels_options)
     _add(commands, "startup", "from process start to the first token", _startup, _startup_options)
     return parser
 
@@ -97,6 +98,19 @@ def _throughput(arguments: argparse.Namespace) -> Result:
     engines = tuple(arguments.engines or throughput.ENGINES)
     rows, summary = throughput.measure(arguments.model, load, arguments.rounds, engines)
     return Result("Throughput on the CPU: greedy, float32, output tokens a second", rows, summary)
+
+
+def _kernels_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--op", default=None, metavar="NAME", help="only operations whose name contains this")
+
+
+def _kernels(arguments: argparse.Namespace) -> Result:
+    from workbench.bench import kernels
+
+    rows, summary = kernels.measure(arguments.op)
+    return Result(
+        "Kernels: a call in a graph, inputs beyond the cache; torch_us: as torch launches it", rows, summary
+    )
 
 
 def _startup_options(parser: argparse.ArgumentParser) -> None:
