@@ -20,6 +20,7 @@ from torch import Tensor
 from workbench.kernels.attention import tiling
 from workbench.kernels.attention.programs import _attend, _attend_shared
 from workbench.kernels.attention.tiling import Shape, Split, Tile, power_of_two
+from workbench.kernels.launch import early
 
 LOG2_E = 1.4426950408889634
 MERGED = 8192  # numbers a program merges at once: 64 registers a thread
@@ -143,7 +144,7 @@ class _Batch(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What every program is compiled for."""
+        """What every program is compiled and launched with."""
         exact = self.query.dtype == torch.float32
         return {
             "GROUP": self.shape.group,
@@ -151,6 +152,7 @@ class _Batch(NamedTuple):
             "D": self.shape.head_dim,
             "BLOCK_D": power_of_two(self.shape.head_dim),
             "PRECISION": "ieee" if exact else "tf32",
+            **early(self.query.device),
         }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from workbench.kernels.attention.walk import (
     _arrive,
     _load_rows,
@@ -48,8 +49,12 @@ def _attend_shared(
     scale, requests, table_width, plane, pieces, least, slot_rows,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Tiles of rows of all requests over the blocks they have in common; leaves parts behind."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     head, first, piece = tl.program_id(0), tl.program_id(1) * QUERIES, tl.program_id(2)
     used = tl.load(begins + requests)
     span = tl.load(shared) * BLOCK_SIZE
@@ -82,25 +87,30 @@ def _attend(
     SPLIT: tl.constexpr, SHARED_N: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
     TWO_WALKS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile of a request with LOW < count <= HIGH over one piece of its context."""
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
     # the last tiles first: they see the longest contexts of a prompt
     head, tile, piece = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1), tl.program_id(2)
     r, first = tile, 0
     if BLOCK_R > 0:
         r, first = _find(begins, tile, requests, QUERIES, BLOCK_R)
+    # all that is needed at once: behind the return each load would wait for the one before
     begin = tl.load(begins + r)
     count = tl.load(begins + r + 1) - begin
+    start = tl.load(starts + r) + first  # of the tile from here on
+    row = tl.load(rows + r)
+    lo = tl.load(shared) * BLOCK_SIZE if SHARED_N > 0 else 0
     if (count <= LOW) | (count > HIGH) | (first >= count):
         return
-    start = tl.load(starts + r) + first  # of the tile from here on
     count = tl.minimum(count - first, QUERIES)
-    lo, common = 0, 0
+    common = 0
     if WINDOW > 0:
         lo = tl.maximum(start + 1 - WINDOW, 0) // BLOCK_N * BLOCK_N
     if SHARED_N > 0:
-        lo = tl.load(shared) * BLOCK_SIZE
         common = tl.cdiv(lo, _piece(lo, shared_pieces, shared_least, SHARED_N))
     size = _piece(start + count - lo, pieces, least, BLOCK_N)
     own = tl.cdiv(start + count - lo, size)
@@ -116,7 +126,7 @@ def _attend(
     acc, top, total = _walk_range(
         _load_rows(query, at, valid, D, BLOCK_D),
         lo, lo + tl.maximum(tl.minimum(hi, start + 1) - lo, 0) // BLOCK_N * BLOCK_N, hi, start + m // GROUP,
-        keys + head * plane, values + head * plane, tables + tl.load(rows + r).to(tl.int64) * table_width,
+        keys + head * plane, values + head * plane, tables + row.to(tl.int64) * table_width,
         scale, TWO_WALKS, WINDOW, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, PRECISION,
     )  # fmt: skip
     if own + common == 1:
@@ -126,8 +136,8 @@ def _attend(
         base, base_step = place * (QUERIES * GROUP), GROUP
         if BY_TOKEN:
             base, base_step = corner, step
-        row = (shared_pieces + piece) * slot_rows + _row(base, base_step, m, GROUP)
-        _store_part(parts, tops, totals, row, valid, acc, top, total, D, BLOCK_D)
+        part = (shared_pieces + piece) * slot_rows + _row(base, base_step, m, GROUP)
+        _store_part(parts, tops, totals, part, valid, acc, top, total, D, BLOCK_D)
         if _arrive(counters + place, own, SPLIT):
             _merge(
                 parts, tops, totals, out, base, base_step, corner, step, count * GROUP,

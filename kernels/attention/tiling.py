@@ -65,8 +65,8 @@ def shared_tile(shape: Shape) -> Tile:
 def few_split(shape: Shape, requests: int, length: int, room: int) -> Split:
     """Pieces of a context of up to `length` keys; `room`: slots there is memory for."""
     programs = requests * shape.kv_heads
-    wanted = -(-4 * shape.processors // programs)
-    least = 128 if wanted > 8 else 256 if wanted > 1 else 1024
+    wanted = 16 * shape.processors // programs
+    least = 128 if wanted > 16 else 256 if wanted > 2 else 1024
     return Split(max(1, min(64, max(wanted, 2), room, -(-length // least))), least)
 
 
