@@ -40,14 +40,19 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         registry.path("zoo/wren-0")
 
 
-def test_the_default_model_stays_small() -> None:
-    folder = registry.path(registry.DEFAULT)
-    with safe_open(folder / "model.safetensors", framework="pt") as weights:
-        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
-        kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
-    assert sum(map(math.prod, shapes)) <= 8_000_000
+@pytest.mark.parametrize(
+    ("name", "parameters", "weights", "whole"),  # most of each; the last two in bytes
+    [("wren-8m", 8_000_000, 16_000_000, 16_000_000), ("wren-1m", 1_000_000, 2_000_000, 2_500_000)],
+)
+def test_a_model_stays_small(name: str, parameters: int, weights: int, whole: int) -> None:
+    folder = registry.path(name)
+    assert (folder / "model.safetensors").stat().st_size <= weights
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert sum(map(math.prod, shapes)) <= parameters
     assert kinds == {"BF16"}
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16 * 2**20
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= whole
 
 
 def test_every_model_has_the_shared_tokenizer(folder: Path) -> None:
@@ -70,7 +75,7 @@ def test_transformers_gives_the_same_logits_and_greedy_text_as_the_engine(folder
     reference = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     params = SamplingParams(temperature=0.0, max_tokens=24, logprobs=TOP)
-    with LLM(f"zoo/{folder.name}", dtype="float32", logprobs_mode="raw_logits") as llm:
+    with LLM(f"zoo/{folder.name}", dtype="float32", device="cpu", logprobs_mode="raw_logits") as llm:
         results = llm.generate(list(PROMPTS), params, use_tqdm=False)
     for prompt, result in zip(PROMPTS, results, strict=True):
         ids = tokenizer(prompt)["input_ids"]
@@ -89,7 +94,7 @@ def test_transformers_gives_the_same_logits_and_greedy_text_as_the_engine(folder
 
 def test_the_default_model_tells_whole_stories() -> None:
     items = [tasks.make("stories", "heldout", 7, index, "asked") for index in range(6)]
-    with LLM(dtype="float32") as llm:
+    with LLM(dtype="float32", device="cpu") as llm:
         params = SamplingParams(temperature=0.0, max_tokens=400)
         results = llm.generate([item.prompt for item in items], params, use_tqdm=False)
     for item, result in zip(items, results, strict=True):

@@ -12,6 +12,7 @@ from workbench.llm import LLM
 from workbench.models.zoo import export
 from workbench.models.zoo.config import TrainConfig
 from workbench.models.zoo.corpus import tasks
+from workbench.models.zoo.corpus.record_forms import FORMS
 from workbench.models.zoo.score import Score, by_task
 from workbench.params import SamplingParams
 
@@ -19,6 +20,14 @@ SAMPLE_SEED: Final = 7
 STORIES: Final = 6
 LONGEST: Final = 400  # tokens of a sample
 TOO_LONG_TO_SHOW: Final = ("copy_long", "pairs30", "pairs100")
+FORMATS: Final = (
+    "The prompt of one held-out item of each kind, and the answer behind `→`. A text begins with `<|bos|>`,"
+    " which the tokenizer adds, and ends with `<|eos|>`. The kinds that are not shown: `stories/free` has no"
+    " prompt but `<|bos|>`; `copying/copy_long` is `copy` with up to 3,600 characters; `retrieval/pairs30`"
+    " and `pairs100` are `pairs10` with 11 to 30 and 31 to 100 pairs. The modules of the tasks under"
+    " `workbench/models/zoo/corpus` have the sizes, the word lists and, for chats, the wordings besides those"
+    " shown."
+)
 SCORING: Final = (
     "Greedy, exact match of the whole answer, 95 % Wilson intervals, every item asked once. An answer ends"
     " with `<|eos|>`; of retrieval and passages in the plain format at the line break, for there the training"
@@ -101,19 +110,15 @@ def row(score: Score) -> str:
 
 def formats() -> str:
     """The prompt formats, each shown by a held-out item."""
-    lines = [
-        "## Prompt formats",
-        "",
-        "The prompt of one held-out item of each kind, and the answer behind `→`.",
-        "A text begins with `<|bos|>`, which the tokenizer adds, and ends with `<|eos|>`.",
-    ]
+    lines = ["## Prompt formats", "", FORMATS]
     for name in tasks.NAMES:
         for kind in tasks.kinds_of(name):
             if kind not in TOO_LONG_TO_SHOW and (name, kind) != ("stories", "free"):
                 item = tasks.make(name, "heldout", SAMPLE_SEED, 0, kind)
                 shown = f"{shorten(item.prompt)}→{shorten(item.completion)}"
                 lines += ["", f"{name}, {kind}:", "```", shown, "```"]
-    return "\n".join(lines)
+    fields = "; ".join(", ".join(form.fields) for form in FORMS)
+    return "\n".join([*lines, "", f"Records have one of these lists of fields: {fields}."])
 
 
 def shorten(text: str, most: int = 700) -> str:
@@ -125,12 +130,12 @@ def samples(out: Path) -> str:
     """Stories for the first held-out requests of a fixed seed, as the engine tells them."""
     items = [tasks.make("stories", "heldout", SAMPLE_SEED, index, "asked") for index in range(STORIES)]
     lines = [
-        f"## Samples\n\nFor the first {STORIES} held-out story requests of seed {SAMPLE_SEED}, sampled at"
-        " the engine's usual temperature of 1 with"
-        f" `SamplingParams(seed={SAMPLE_SEED}, max_tokens={LONGEST})`, in float32 on a CPU, as they come."
+        f"## Samples\n\nFor the first {STORIES} held-out story requests of seed {SAMPLE_SEED}, sampled at the"
+        " engine's usual temperature of 1, in float32 on a CPU, as they come: story number i, from 0, with"
+        f" `SamplingParams(seed=i, max_tokens={LONGEST})`."
     ]
     with LLM(str(out), device="cpu") as llm:
-        params = SamplingParams(seed=SAMPLE_SEED, max_tokens=LONGEST)
+        params = [SamplingParams(seed=index, max_tokens=LONGEST) for index in range(STORIES)]
         results = llm.generate([item.prompt for item in items], params, use_tqdm=False)
     for item, result in zip(items, results, strict=True):
         story = result.outputs[0].text.replace("\n", "\n>\n> ")
@@ -148,8 +153,8 @@ def limits(scores: Sequence[Score]) -> str:
         " dozen plots. Requests in other words than those of the corpus may be misread, and it does not say"
         " so when it does not know. Where the corpus draws a detail by chance (a name, a town), greedy"
         " decoding tends to take the same one, so that stories told greedily resemble each other and two"
-        " characters may share a name: sample stories. "
-        + (f"Weak here (under 70 %): {', '.join(weak)}." if weak else "")
+        " characters may share a name: sample stories, each from a seed of its own, for from one seed they"
+        " open alike. " + (f"Weak here (under 70 %): {', '.join(weak)}." if weak else "")
     ).rstrip()
 
 
