@@ -16,14 +16,12 @@ from workbench.kernels.rms_norm.reference import Normed
 
 @triton.jit
 def _rms_norm(
-    x, residual, weight, y, total, num_rows, n, eps,
-    ADD: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    x, residual, weight, y, total, n, eps, ADD: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
 ):  # fmt: skip
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = (column < n) & (rows < num_rows)
-    at = rows.to(tl.int64) * n + column
-    w = tl.load(weight + column, mask=column < n, other=0.0)
+    column = tl.arange(0, BLOCK)
+    inside = column < n
+    at = tl.program_id(0).to(tl.int64) * n + column
+    w = tl.load(weight + column, mask=inside, other=0.0)
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
@@ -33,7 +31,7 @@ def _rms_norm(
         h = (h.to(tl.float32) + tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)).to(h.dtype)
         tl.store(total + at, h, mask=inside)
     wide = h.to(tl.float32)
-    wide = wide * tl.rsqrt(tl.sum(wide * wide, axis=1) / n + eps)[:, None]
+    wide = wide * tl.rsqrt(tl.sum(wide * wide) / n + eps)
     tl.store(y + at, wide.to(w.dtype) * w, mask=inside)
 
 
@@ -71,18 +69,12 @@ def _launch(
     n = x.shape[-1]
     num_rows = x.numel() // n
     block = triton.next_power_of_2(n)
-    rows = rows_each(num_rows, block)
-    _rms_norm[(triton.cdiv(num_rows, rows),)](
-        x, residual, weight, y, total, num_rows, n, eps,
-        ADD=add, ROWS=rows, BLOCK=block, num_warps=warps(rows * block), **early(x.device),
+    _rms_norm[(num_rows,)](
+        x, residual, weight, y, total, n, eps,
+        ADD=add, BLOCK=block, num_warps=warps(block), **early(x.device),
     )  # fmt: skip
 
 
-def rows_each(num_rows: int, block: int) -> int:
-    """Rows a program takes."""
-    return 1
-
-
-def warps(numbers: int) -> int:
-    """Warps of a program: 16 bytes a thread and load, at most 16."""
-    return max(1, min(16, numbers // 256))
+def warps(block: int) -> int:
+    """Warps of a row: 16 numbers a thread, at most 8 warps."""
+    return max(1, min(8, block // 512))

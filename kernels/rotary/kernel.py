@@ -94,19 +94,16 @@ def qk_rotary_write(
     tokens, heads = qkv.shape[0], num_heads + 2 * num_kv_heads
     out = qkv.new_empty((tokens, num_heads, head_dim)) if out is None else out
     half = triton.next_power_of_2(head_dim // 2)
-    block = heads_each(tokens, heads, half)
+    block = heads_each(tokens, half)
     _qk_rotary_write[(tokens, triton.cdiv(heads, block))](
         qkv, positions, cos_sin, cache, slots,
         qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, out, cache.stride(1), eps,
         HEADS=num_heads, KV_HEADS=num_kv_heads, DIM=head_dim, HALF=half, BLOCK=block,
-        NORM=q_norm is not None, num_warps=max(1, min(8, block * half // 256)), **early(qkv.device),
+        NORM=q_norm is not None, num_warps=4, **early(qkv.device),
     )  # fmt: skip
     return out
 
 
-def heads_each(tokens: int, heads: int, half: int) -> int:
-    """Heads a program takes: enough programs to fill the GPU first, then fewer and larger ones."""
-    block = 1
-    while block * half < 2048 and block < heads and tokens * heads // (2 * block) >= 512:
-        block *= 2
-    return block
+def heads_each(tokens: int, half: int) -> int:
+    """Heads a program takes: few where programs are few, more where launching them would cost more."""
+    return max(1, (256 if tokens < 64 else 1024) // half)

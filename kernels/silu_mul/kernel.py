@@ -8,7 +8,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from workbench.kernels.launch import early
 
-BLOCK = 1024  # numbers a program
+BLOCK = 2048  # numbers a program
 
 
 @triton.jit
@@ -45,6 +45,6 @@ def silu_mul(gate_up: Tensor, out: Tensor | None = None) -> Tensor:
     *rows, n = (*gate_up.shape[:-1], gate_up.shape[-1] // 2)
     out = gate_up.new_empty((*rows, n)) if out is None else out
     _silu_mul[(out.numel() // n, triton.cdiv(n, BLOCK))](
-        gate_up, out, n, BLOCK=BLOCK, num_warps=4, **early(gate_up.device)
+        gate_up, out, n, BLOCK=BLOCK, num_warps=8, **early(gate_up.device)
     )
     return out
