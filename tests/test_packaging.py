@@ -106,7 +106,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("demo", "bench", "zoo", "report"))
+    assert all(command in shown for command in ("demo", "bench", "eval", "zoo", "report"))
 
 
 def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -124,6 +124,8 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], t
         ([], 2, "COMMAND"),
         (["report", "nothing"], 2, "workbench: nothing holds no trace"),
         (["bench", "--help"], 0, "usage: workbench bench"),
+        (["eval", "--help"], 0, "usage: workbench eval"),
+        (["eval", "zoo", "wren-0"], 2, "workbench: no embedded model 'wren-0'"),
         (["zoo", "--help"], 0, "usage: workbench zoo"),
     ],
 )
