@@ -157,15 +157,15 @@ def _keep_aside(
     count = tl.zeros((), tl.int32)
     start = tl.zeros((), tl.int32)
     while (start < num_found * GROUP) & (count <= CANDIDATES):
-        place = start + lane
-        group = tl.load(found + place // GROUP, mask=place < num_found * GROUP, other=0)
-        ids = group * GROUP + place % GROUP
-        x = load_logits(narrow, wide, adjusted, ids, (place < num_found * GROUP) & (ids < vocab), WIDE)
+        within = start + lane
+        group = tl.load(found + within // GROUP, mask=within < num_found * GROUP, other=0)
+        ids = group * GROUP + within % GROUP
+        x = load_logits(narrow, wide, adjusted, ids, (within < num_found * GROUP) & (ids < vocab), WIDE)
         kept = (to_key(x, shift) >= lowest) & (x * scale >= floor) & (x > float("-inf"))
-        spot = count + tl.cumsum(kept.to(tl.int32), 0) - 1
-        room = kept & (spot < CANDIDATES)
-        tl.store(values + spot, x, mask=room)
-        tl.store(kept_ids + spot, ids, mask=room)
+        slot = count + tl.cumsum(kept.to(tl.int32), 0) - 1
+        room = kept & (slot < CANDIDATES)
+        tl.store(values + slot, x, mask=room)
+        tl.store(kept_ids + slot, ids, mask=room)
         count += tl.sum(kept.to(tl.int32), 0)
         start += TILE
     tl.debug_barrier()

@@ -28,8 +28,9 @@ from workbench.kernels.sample.noise import (
     race_value,
     row_word,
     token_words,
+    wide_row,
 )
-from workbench.kernels.sample.reference import Options
+from workbench.kernels.sample.reference import Adjusted, Options
 
 GROUP = 128  # tokens that share a largest logit; a chunk of 8 is one load of 16 bytes
 CANDIDATES = 4096  # tokens a row may keep aside; more are read from the logits again
@@ -48,13 +49,6 @@ class Workspace(NamedTuple):
     values: Tensor  # [rows, candidates] float32; candidates' logits
     ids: Tensor  # [rows, candidates] int32
     bounds: Tensor  # [rows, 3] float32: smallest logit kept, last id kept of those (its bits), min-p's floor
-
-
-class Adjusted(NamedTuple):
-    """Float32 logits that stand in for those of some rows: see adjust."""
-
-    values: Tensor  # [slots, vocab] float32
-    slots: Tensor  # [m] int32; -1: the row's logits stand
 
 
 def make_workspace(rows: int, vocab: int, device: torch.device, candidates: int = CANDIDATES) -> Workspace:
@@ -176,7 +170,7 @@ def _scan(
     part = tl.program_id(0)
     row = tl.program_id(1)
     narrow = logits + row.to(tl.int64) * stride
-    wide, adjusted = _wide_row(wide, slots, row, vocab, WIDE)
+    wide, adjusted = wide_row(wide, slots, row, vocab, WIDE)
     heat = tl.load(temperature + row)
     greedy = heat < 1e-5
     scale = LOG2_E / tl.where(greedy, LOG2_E, heat)
@@ -204,18 +198,6 @@ def _scan(
 @triton.jit
 def _is_plain(greedy, k, p, min_p, vocab):
     return greedy | (((k <= 0) | (k >= vocab)) & (p >= 1.0) & (min_p <= 0.0))
-
-
-@triton.jit
-def _wide_row(wide, slots, row, vocab, WIDE: tl.constexpr):
-    """Pointer to a row's adjusted logits, and whether it has any."""
-    if WIDE:
-        slot = tl.load(slots + row).to(tl.int64)
-        adjusted = slot >= 0
-        wide += tl.maximum(slot, 0) * vocab
-    else:
-        adjusted = vocab < 0
-    return wide, adjusted
 
 
 @triton.jit
@@ -316,7 +298,7 @@ def _finish(
     row = tl.program_id(0)
     line = row.to(tl.int64)
     narrow = logits + line * stride
-    wide, adjusted = _wide_row(wide, slots, row, vocab, WIDE)
+    wide, adjusted = wide_row(wide, slots, row, vocab, WIDE)
     heat = tl.load(temperature + row)
     greedy = heat < 1e-5
     scale = LOG2_E / tl.where(greedy, LOG2_E, heat)

@@ -1,4 +1,4 @@
-"""The random words of a draw, the race they decide, and floats as ordered integers. Triton device functions.
+"""A row's logits, the random words of a draw and the race they decide. Triton device functions.
 
 A token wins by the largest  logit / T - log e,  e ~ Exp(1) from a hash of (seed, position, token): the
 exponential race of the reference, in logarithms to base 2 here.
@@ -66,6 +66,18 @@ def to_key(x, shift):
     """An int32 in the order of the floats; `shift` low bits that the dtype of the logits leaves empty are cut."""
     bits = tl.where(x == 0.0, 0.0, x).to(tl.int32, bitcast=True)  # -0 and 0 are one value
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> shift
+
+
+@triton.jit
+def wide_row(wide, slots, row, vocab, WIDE: tl.constexpr):
+    """Pointer to a row's adjusted logits, and whether it has any."""
+    if WIDE:
+        slot = tl.load(slots + row).to(tl.int64)
+        adjusted = slot >= 0
+        wide += tl.maximum(slot, 0) * vocab
+    else:
+        adjusted = vocab < 0
+    return wide, adjusted
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 GREEDY_BELOW = 1e-5
+IN_PROMPT = 1 << 30  # in a count: the prompt holds the token
 _MASK = 0xFFFF_FFFF
 
 
@@ -24,6 +25,64 @@ class Options(NamedTuple):
     min_p: Tensor  # float32; 0: off
     seeds: Tensor  # int64
     positions: Tensor  # int64; place in its request of the token that is drawn
+
+
+class Adjustments(NamedTuple):
+    """What rows ask to be changed in their logits; columns are [m] on the logits' device."""
+
+    slots: Tensor  # int32; line of the adjusted logits that the row's go to; -1: it asks for nothing
+    count_slots: Tensor  # int32; line of `counts`; -1: no penalties
+    offset_slots: Tensor  # int32; line of `offsets`; -1: neither bias nor allowed ids
+    counts: Tensor  # [., vocab] int32; how often a token was drawn, and IN_PROMPT
+    offsets: Tensor  # [., vocab] float32; bias; -inf where an id is not allowed
+    repetition: Tensor  # float32; of tokens drawn or in the prompt; 1: off
+    frequency: Tensor  # float32; of tokens drawn; 0: off
+    presence: Tensor  # float32; of tokens drawn; 0: off
+    stops: Tensor  # [m, n] int32; ids held back; -1: none
+    stops_until: Tensor  # int32; position from which they may be drawn
+
+
+class Adjusted(NamedTuple):
+    """Float32 logits that stand in for those of some rows."""
+
+    values: Tensor  # [slots, vocab] float32
+    slots: Tensor  # [m] int32; -1: the row's own logits stand
+
+
+def adjust(logits: Tensor, positions: Tensor, adjustments: Adjustments, values: Tensor) -> Adjusted:
+    """Write the adjusted logits of the rows that have a slot to their lines of `values`.
+
+    In this order: allowed ids, stops held back, bias (-inf is beyond any bias), repetition penalty, frequency
+    and presence penalties.
+
+    Args:
+        logits: [m, vocab]. positions: [m]; place in its request of the token that is drawn.
+        values: [slots, vocab] float32, written.
+    """
+    columns = (adjustments.slots, adjustments.count_slots, adjustments.offset_slots)
+    lines = torch.stack([column.long() for column in columns]).T.tolist()
+    for row, (slot, count_slot, offset_slot) in enumerate(lines):
+        if slot < 0:
+            continue
+        line = logits[row].to(values.dtype)
+        if offset_slot >= 0:
+            line = line + adjustments.offsets[offset_slot]
+        if positions[row] < adjustments.stops_until[row]:
+            stops = adjustments.stops[row].long()
+            line = line.index_fill(0, stops[stops >= 0], float("-inf"))
+        if count_slot >= 0:
+            line = _penalise(line, adjustments, row, adjustments.counts[count_slot])
+        values[slot] = line
+    return Adjusted(values, adjustments.slots)
+
+
+def _penalise(line: Tensor, adjustments: Adjustments, row: int, counts: Tensor) -> Tensor:
+    repetition = adjustments.repetition[row]
+    repeated = torch.where(line > 0, line / repetition, line * repetition)
+    line = torch.where(counts != 0, repeated, line)
+    drawn = counts & (IN_PROMPT - 1)
+    lower = adjustments.frequency[row] * drawn + adjustments.presence[row]
+    return torch.where(drawn > 0, line - lower, line)
 
 
 def shape_logits(logits: Tensor, options: Options) -> Tensor:
