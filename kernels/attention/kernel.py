@@ -77,8 +77,8 @@ def space_bytes(max_requests: int, max_tokens: int, heads: int, kv_heads: int, h
 
 def _space_sizes(max_requests: int, max_tokens: int, heads: int, kv_heads: int) -> tuple[int, int]:
     """Rows of parts, and counters."""
-    # one slot for every head of a decode batch, and at least what fills a GPU with pieces
-    return max(PART_ROWS, tiling.SHARED_PIECES * max_requests * heads), (max_requests + max_tokens) * kv_heads
+    # four slots for every head of the largest decode batch, and what fills a GPU with pieces of smaller ones
+    return max(PART_ROWS, 4 * max_requests * heads), (max_requests + max_tokens) * kv_heads
 
 
 def attend(
@@ -189,7 +189,7 @@ def _attend_prefix(batch: _Batch) -> _Common | None:
 def _attend_requests(batch: _Batch, most: int, common: _Common | None, mixed: bool = False) -> None:
     """Requests of up to `most` queries, a tile each. `mixed`: there may be others in the batch."""
     requests = batch.ragged.rows.shape[0]
-    tile = tiling.few_tile(batch.shape, most)
+    tile = tiling.few_tile(batch.shape, most, requests)
     tile_rows = requests * batch.shape.kv_heads * tile.queries * batch.shape.group
     slot_rows = tile_rows if mixed else batch.query.shape[0] * batch.query.shape[1]
     room = _room(batch, slot_rows) - (common.split.pieces if common else 0)

@@ -132,11 +132,10 @@ def _arrive(counter, expected, SPLIT: tl.constexpr):
     """Whether this program is the last of `expected` to store its part; if so, the counter is 0 again."""
     tl.debug_barrier()  # all of the program's stores come before its arrival
     last = expected == 1
-    if SPLIT:
-        if expected > 1:
-            last = tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
-            if last:
-                tl.store(counter, 0)
+    if SPLIT and expected > 1:
+        last = tl.atomic_add(counter, 1, sem="acq_rel") == expected - 1
+        if last:
+            tl.store(counter, 0)
     return last
 
 

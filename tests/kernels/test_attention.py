@@ -107,7 +107,7 @@ def test_a_graph_serves_batches_that_came_later(kind: str):
     """Other lengths, tables, counts and prefixes; fewer requests and rows than the graph was made for."""
     device = torch.device("cuda")
     batches = LATER[kind]
-    tokens = max(sum(batch.counts) for batch in batches)
+    tokens = max(sum(batch.counts) + batch.padding for batch in batches)
     static = roomy(draw(batches[0], 0, device), tokens)
     static |= {
         "max_count": max(max(batch.counts) for batch in batches),
