@@ -19,8 +19,7 @@ from workbench.kernels.silu_mul.kernel import silu_times
 MAX_ROWS = 16  # of x
 VECTOR_ROWS = 2  # up to so many, products in registers beat the matrix units, which compute sixteen
 # Bytes of weights up to which these kernels beat cuBLAS and separate kernels on an H200 (kernels/LOG.md).
-VECTOR_BYTES = 34 << 20
-TILE_BYTES = 17 << 20
+SMALL_BYTES = 16 << 20
 SPLIT = 4  # warps that share the inner dimension
 DEPTH = 256  # of it, each of them multiplies at a time
 TILE = 8  # rows of the weights a program takes
@@ -31,10 +30,7 @@ def few(rows: int, weight: Tensor) -> bool:
 
     A single row always. Else small weights only: there cuBLAS starts slowly; large ones it reads as fast.
     """
-    if rows <= 1:
-        return True
-    limit = VECTOR_BYTES if rows <= VECTOR_ROWS else TILE_BYTES
-    return rows <= MAX_ROWS and weight.nbytes <= limit
+    return rows <= 1 or (rows <= MAX_ROWS and weight.nbytes <= SMALL_BYTES)
 
 
 def few_rows(

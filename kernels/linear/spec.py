@@ -40,25 +40,25 @@ SMALL = [
     Shape("sixteen", 16, 80, 1024, bias=True),
     Shape("long", 4, 16, 3072),
 ]
-LAYERS = {
-    "qwen3-0.6b": ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (151936, 1024)),
-    "llama-8b": ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096)),
+LAYERS = {  # (out, in) of qkv, o, gate-up and down; the rows at which `few` sends them here
+    "qwen3-0.6b": ((4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072), (1, 2, 4, 16)),
+    "llama-8b": ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (1,)),
 }
-
-
-def _large() -> list[Shape]:
-    return [
-        shape
-        for model, (qkv, o, gate_up, down, head) in LAYERS.items()
-        for tokens in (1, 4, 16)
-        for shape in (
-            Shape(f"{model}-qkv", tokens, *qkv, norm=True, residual=True),
-            Shape(f"{model}-o", tokens, *o),
-            Shape(f"{model}-gate-up", tokens, *gate_up, norm=True, residual=True, gated=True),
-            Shape(f"{model}-down", tokens, *down),
-            Shape(f"{model}-head", tokens, *head),
-        )
-    ]
+HEADS = [
+    Shape("qwen3-0.6b-head", 1, 151936, 1024, True, True),
+    Shape("llama-8b-head", 1, 128256, 4096, True, True),
+]
+LARGE = HEADS + [
+    shape
+    for model, (qkv, o, gate_up, down, rows) in LAYERS.items()
+    for tokens in rows
+    for shape in (
+        Shape(f"{model}-qkv", tokens, *qkv, norm=True, residual=True),
+        Shape(f"{model}-o", tokens, *o),
+        Shape(f"{model}-gate-up", tokens, *gate_up, norm=True, residual=True, gated=True),
+        Shape(f"{model}-down", tokens, *down),
+    )
+]
 
 
 def _make(shape: Shape, dtype: torch.dtype) -> Any:
@@ -100,6 +100,6 @@ def _reference(**inputs: Any) -> Outputs:
 
 CASES = (
     *(_case(shape, dtype, False) for shape in SMALL for dtype in (torch.float32, torch.float16)),
-    *(_case(shape, torch.bfloat16, True) for shape in _large()),
+    *(_case(shape, torch.bfloat16, True) for shape in LARGE),
 )
 SPECS = (Spec("few_rows", _kernel, _reference, CASES, TOLERANCE, REASON),)
