@@ -225,7 +225,7 @@ def _place(name: str, value: object) -> str | None:
 def step_limits(s: Settings, device: Device) -> tuple[int, int]:
     """(max_num_seqs, max_num_batched_tokens), chosen where they were left open."""
     if device.kind == "cpu":
-        seqs, tokens = 256, 4096
+        seqs, tokens = 256, 2048  # larger steps outgrow the caches of a CPU and fault in fresh pages
     elif device.memory >= BIG_GPU:
         seqs, tokens = 1024, 16_384
     else:

@@ -1,7 +1,8 @@
 """Ragged attention over a paged KV cache, in torch: what a CPU runs, and what faster kernels are held to.
 
 Requests of a step are attended in buckets of equal query count and similar context, so that one batched
-product serves many. Knows nothing of requests or schedules: only of blocks, counts and lengths.
+product serves many; a prefix that all of a bucket share is read once for all. Knows nothing of requests or
+schedules: only of blocks, counts and lengths.
 
 The cache of one layer is [2, kv_heads, num_blocks, block_size, head_dim]: keys, then values; a block's part
 for one head is contiguous, and one gather brings a bucket's keys and values head by head, as batched
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GEMV_QUERIES = 4  # up to so many queries a request, batched products beat the fused kernel on a CPU
+FEW_TOKENS = 256  # up to so many, keys are written row by row; beyond, threads share the work
 
 
 class Layout(NamedTuple):
@@ -31,18 +33,36 @@ class Layout(NamedTuple):
 
 
 class Bucket(NamedTuple):
-    """`requests` requests attended together, with `count` queries each, side by side in the batch."""
+    """`requests` requests attended together, with `count` queries each, side by side in the batch.
+
+    The bucket's context is `shared` blocks that all of them have in common, then `width` blocks of each::
+
+        [prefix ... shared * block_size)[own ... (shared + width) * block_size)
+    """
 
     begin: int  # first row of the batch
     requests: int
     count: int
-    gather: Tensor  # [2 * kv_heads * requests * b] int64; the block parts, keys first, head by head
-    bias: Tensor | None  # float32, 0 or -inf; None: a whole prompt, causal, with nothing before it
-    # few queries: [kv_heads * requests, group * count, b * block_size]; many: [requests, 1, count, same]
+    shared: int  # blocks
+    width: int  # blocks
+    prefix: (
+        Tensor | None
+    )  # [2 * kv_heads * shared] int64; block parts, keys first, head by head; None: no prefix
+    own: Tensor  # [2 * kv_heads * requests * width] int64; the same of each request
+    bias: Tensor | None  # float32, 0 or -inf, over own; None: a whole prompt, causal, with nothing before it
+    # few queries: [kv_heads * requests, group * count, width * block_size]; many: [requests, 1, count, same]
 
     @property
     def end(self) -> int:
         return self.begin + self.requests * self.count
+
+
+class Context(NamedTuple):
+    """A bucket's keys and values, gathered."""
+
+    keys: Tensor  # [kv_heads, requests, own positions, head_dim]
+    values: Tensor
+    prefix: Tensor | None  # [2, kv_heads, prefix positions, head_dim]; keys, then values
 
 
 def make_places(slots: Tensor, layout: Layout) -> Tensor:
@@ -54,27 +74,41 @@ def make_places(slots: Tensor, layout: Layout) -> Tensor:
     return (slots[:, None] + planes).view(-1)
 
 
-def write_kv(cache: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Store keys and values [T, kv_heads, head_dim] at the places of `make_places`."""
-    both = torch.cat((keys, values), 1).to(cache.dtype)
-    cache.view(-1, cache.shape[4]).index_copy_(0, places, both.view(-1, cache.shape[4]))
+def write_kv(cache: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Store keys and values [T, kv_heads, head_dim] at the places of `make_places`.
+
+    Returns what was written, [T * 2 * kv_heads, head_dim]: in the order of the places.
+    """
+    lines = torch.cat((keys, values), 1).to(cache.dtype).view(-1, cache.shape[4])
+    memory = cache.view(-1, cache.shape[4])
+    # 8,192 tokens of 2 heads of 64, two threads: 9 ms by index_copy_, which keeps to one, 3 by index_put_;
+    # 64 tokens: 0.04 ms by index_copy_.
+    if len(keys) <= FEW_TOKENS:
+        memory.index_copy_(0, places, lines)
+    else:
+        memory.index_put_((places,), lines)
+    return lines
 
 
-def make_bucket(begin: int, starts: Sequence[int], count: int, blocks: Tensor, layout: Layout) -> Bucket:
+def make_bucket(
+    begin: int, starts: Sequence[int], count: int, blocks: Tensor, layout: Layout, shared: int = 0
+) -> Bucket:
     """A bucket of requests whose queries stand at positions start .. start + count - 1.
 
-    `blocks` [requests, b] int64: block tables, cut to the longest context, padded with the null block. What
-    is made here serves every layer of the step.
+    `blocks` [requests, b] int64: block tables, cut to the longest context, padded with the null block. The
+    first `shared` of them are the same for all, and behind nobody's first query. What is made here serves
+    every layer of the step.
     """
     device, requests = blocks.device, len(starts)
-    planes = torch.arange(2 * layout.kv_heads, device=device) * layout.num_blocks
-    gather = (planes[:, None] + blocks.reshape(1, -1)).view(-1)
+    width = blocks.shape[1] - shared
+    prefix = parts(blocks[0, :shared], layout) if shared else None
+    own = parts(blocks[:, shared:], layout)
     few = count <= GEMV_QUERIES
     if not few and layout.window is None and not any(starts):
-        return Bucket(begin, requests, count, gather, None)
+        return Bucket(begin, requests, count, shared, width, prefix, own, None)
     first = torch.as_tensor(starts, device=device)
     queries = first[:, None, None] + torch.arange(count, device=device)[None, :, None]
-    keys = torch.arange(blocks.shape[1] * layout.block_size, device=device)[None, None, :]
+    keys = torch.arange(shared * layout.block_size, blocks.shape[1] * layout.block_size, device=device)
     seen = keys <= queries
     if layout.window is not None:
         seen &= keys > queries - layout.window
@@ -83,7 +117,13 @@ def make_bucket(begin: int, starts: Sequence[int], count: int, blocks: Tensor, l
         group = layout.heads // layout.kv_heads
         spread = bias.expand(layout.kv_heads, requests, group, count, -1)
         bias = spread.reshape(layout.kv_heads * requests, group * count, -1)
-    return Bucket(begin, requests, count, gather, bias)
+    return Bucket(begin, requests, count, shared, width, prefix, own, bias)
+
+
+def parts(blocks: Tensor, layout: Layout) -> Tensor:
+    """Where the parts of blocks [...] lie in a cache, keys first, head by head: int64, flat."""
+    planes = torch.arange(2 * layout.kv_heads, device=blocks.device) * layout.num_blocks
+    return (planes[:, None] + blocks.reshape(1, -1)).view(-1)
 
 
 def workspace(buckets: Sequence[Bucket], like: Tensor) -> Tensor:
@@ -91,8 +131,12 @@ def workspace(buckets: Sequence[Bucket], like: Tensor) -> Tensor:
 
     (64 requests of 64-300 tokens: gathering into fresh memory took 5 ms a layer, into this 1.)
     """
-    rows = max((bucket.gather.numel() for bucket in buckets), default=0)
+    rows = max((_num_parts(bucket) for bucket in buckets), default=0)
     return torch.empty(rows, like.shape[3] * like.shape[4], dtype=like.dtype, device=like.device)
+
+
+def _num_parts(bucket: Bucket) -> int:
+    return bucket.own.numel() + (0 if bucket.prefix is None else bucket.prefix.numel())
 
 
 def attend(
@@ -103,42 +147,61 @@ def attend(
     Every key a query may see has been written before, those of this step too. Softmax in float32.
     """
     for bucket in buckets:
-        part = query[bucket.begin : bucket.end].view(bucket.requests, bucket.count, *query.shape[1:])
-        keys, values = gather(cache, bucket, space)
-        few = bucket.count <= GEMV_QUERIES
-        result = (_by_products if few else _by_fused_kernel)(part, keys, values, bucket.bias, scale)
-        out[bucket.begin : bucket.end].view(result.shape).copy_(result)
+        attend_bucket(query, gather(cache, bucket, space), bucket, scale, out)
     return out
 
 
-def gather(cache: Tensor, bucket: Bucket, space: Tensor) -> tuple[Tensor, Tensor]:
-    """A bucket's keys and values, each [kv_heads, requests, b * block_size, head_dim], in `space`."""
+def attend_bucket(query: Tensor, context: Context, bucket: Bucket, scale: float, out: Tensor) -> None:
+    """One bucket's part of `attend`, its keys and values gathered before."""
+    part = query[bucket.begin : bucket.end].view(bucket.requests, bucket.count, *query.shape[1:])
+    few = bucket.count <= GEMV_QUERIES
+    result = (_by_products if few else _by_fused_kernel)(part, context, bucket.bias, scale)
+    out[bucket.begin : bucket.end].view(result.shape).copy_(result)
+
+
+def gather(cache: Tensor, bucket: Bucket, space: Tensor) -> Context:
+    """A bucket's keys and values, in `space`."""
     _, kv_heads, _, block_size, head_dim = cache.shape
-    both = space[: bucket.gather.numel()]
-    torch.index_select(cache.view(-1, block_size * head_dim), 0, bucket.gather, out=both)
+    memory, num_own = cache.view(-1, block_size * head_dim), bucket.own.numel()
+    both = torch.index_select(memory, 0, bucket.own, out=space[:num_own])
     keys, values = both.view(2, kv_heads, bucket.requests, -1, head_dim)
-    return keys, values
+    if bucket.prefix is None:
+        return Context(keys, values, None)
+    prefix = torch.index_select(memory, 0, bucket.prefix, out=space[num_own : _num_parts(bucket)])
+    return Context(keys, values, prefix.view(2, kv_heads, -1, head_dim))
 
 
-def _by_products(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Few queries: products batched over KV head and request, a head's group of queries as the rows."""
+def _by_products(query: Tensor, context: Context, bias: Tensor | None, scale: float) -> Tensor:
+    """Few queries: products batched over KV head and request, a head's group of queries as the rows.
+
+    A prefix is multiplied by the queries of all requests at once.
+    """
     requests, count, heads, dim = query.shape
+    keys, values, prefix = context
     kv_heads, _, length, _ = keys.shape
-    group = heads // kv_heads
+    batch, group = kv_heads * requests, heads // kv_heads
     rows = query.view(requests, count, kv_heads, group, dim).permute(2, 0, 3, 1, 4)
-    rows = rows.reshape(kv_heads * requests, group * count, dim)
+    rows = rows.reshape(batch, group * count, dim)
     assert bias is not None, "few queries come with a bias"
-    bias = bias.to(query.dtype)
-    scores = torch.baddbmm(bias, rows, keys.view(-1, length, dim).transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(
+        bias.to(query.dtype), rows, keys.reshape(batch, length, dim).transpose(1, 2), alpha=scale
+    )
+    if prefix is not None:
+        together = rows.view(kv_heads, -1, dim)
+        ahead = torch.bmm(together, prefix[0].transpose(1, 2)).mul_(scale)
+        scores = torch.cat((ahead.view(batch, group * count, -1), scores), -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    result = torch.bmm(weights, values.view(-1, length, dim)).view(kv_heads, requests, group, count, dim)
-    return result.permute(1, 3, 0, 2, 4)  # [r, count, kv_heads, group, dim]
+    result = torch.bmm(weights[:, :, -length:], values.reshape(batch, length, dim))
+    if prefix is not None:
+        ahead = weights[:, :, :-length].view(kv_heads, requests * group * count, -1)
+        result += torch.bmm(ahead, prefix[1]).view(result.shape)
+    return result.view(kv_heads, requests, group, count, dim).permute(1, 3, 0, 2, 4)
 
 
-def _by_fused_kernel(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
-) -> Tensor:
+def _by_fused_kernel(query: Tensor, context: Context, bias: Tensor | None, scale: float) -> Tensor:
     """Many queries: torch's own attention, which shares a head's keys within its group."""
+    keys, values, prefix = context
+    assert prefix is None, "only few queries are attended with a shared prefix"
     if bias is None:  # the padding of the last block lies behind every query
         length = query.shape[1]
         keys, values = keys[:, :, :length], values[:, :, :length]

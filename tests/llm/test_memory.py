@@ -4,34 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 import tracemalloc
 
 import torch
 
-from tests.llm import tiny
+from tests.llm.asking import collect, greedy, is_right, prompts
 from tests.llm.conftest import Models, Open
-from workbench import LLM, RequestOutput, SamplingParams
-
-COUNT = 10
-
-
-def prompts(count: int = 6) -> list[list[int]]:
-    dice = random.Random(5)
-    return [[dice.randrange(3, tiny.VOCAB) for _ in range(6 + 8 * i)] for i in range(count)]
-
-
-def greedy(**options) -> SamplingParams:
-    return SamplingParams(**{"temperature": 0, "max_tokens": COUNT, "ignore_eos": True} | options)
-
-
-def is_right(models: Models, prompt: list[int], tokens: list[int], family: str = "llama") -> bool:
-    expected = models.greedy(prompt, COUNT, family)
-    return len(tokens) == COUNT and tokens[: len(expected)] == expected
-
-
-async def collect(llm: LLM, prompt: list[int], params: SamplingParams) -> list[int]:
-    return [token async for out in llm.astream(prompt, params) for token in out.outputs[0].token_ids]
+from workbench import LLM, RequestOutput
 
 
 def test_two_engines_do_not_notice_each_other(models: Models, open_llm: Open) -> None:

@@ -27,7 +27,7 @@ def test_what_was_left_open_is_chosen_and_shown(models: Models) -> None:
     with LLM(str(models.folder()), device="cpu") as llm:
         config = llm.config
     assert (config.device, config.dtype, config.max_model_len) == ("cpu", "float32", tiny.LENGTH)
-    assert (config.max_num_seqs, config.max_num_batched_tokens) == (256, 4096)
+    assert (config.max_num_seqs, config.max_num_batched_tokens) == (256, 2048)
     assert config.num_blocks == 256 * tiny.LENGTH // 16, (
         "what 256 requests of full length need: less than 1 GiB"
     )

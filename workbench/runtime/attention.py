@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
-from workbench.kernels.attention.reference import attend, workspace, write_kv
+from workbench.kernels.attention.reference import attend_bucket, write_kv
 from workbench.kernels.rotary.reference import qk_rotary
 from workbench.models.spec import ModelSpec
 from workbench.runtime.batch import Inputs
+from workbench.runtime.contexts import Contexts
 from workbench.runtime.kv_store import KVStore
 
 
@@ -19,16 +20,22 @@ class PagedAttention:
     """One step's attention, for every layer; made anew each step from that step's inputs."""
 
     def __init__(
-        self, spec: ModelSpec, groups: Sequence[KVGroup], store: KVStore, inputs: Inputs, cos_sin: Tensor
+        self,
+        spec: ModelSpec,
+        groups: Sequence[KVGroup],
+        store: KVStore,
+        contexts: Contexts,
+        inputs: Inputs,
+        cos_sin: Tensor,
     ) -> None:
-        """`cos_sin` [T, head_dim]: the rotary table at the step's positions."""
+        """`contexts` have begun the step; `cos_sin` [T, head_dim]: the rotary table at its positions."""
         self._spec = spec
         self._store = store
+        self._contexts = contexts
         self._inputs = inputs
         self._cos_sin = cos_sin
         self._group_of = {layer: index for index, group in enumerate(groups) for layer in group.layers}
         self._scale = spec.head_dim**-0.5
-        self._space = workspace([b for buckets in inputs.buckets for b in buckets], store.layer(0))
 
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
         """[T, (heads + 2 * kv_heads) * head_dim] -> [T, heads * head_dim]."""
@@ -44,6 +51,8 @@ class PagedAttention:
             k_norm,
             spec.rms_norm_eps,
         )
-        write_kv(cache, self._inputs.places[group], keys, values)
+        lines = write_kv(cache, self._inputs.places[group], keys, values)
         out = torch.empty((len(qkv), spec.num_heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
-        return attend(query, cache, self._inputs.buckets[group], self._scale, self._space, out)
+        for bucket, context in self._contexts.each(layer, group, lines):
+            attend_bucket(query, context, bucket, self._scale, out)
+        return out

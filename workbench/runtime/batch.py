@@ -24,6 +24,8 @@ from workbench.kernels.attention.reference import (
 )
 
 PADDING_WORTH_A_BUCKET = 1536  # padded positions that cost about as much as one more round of calls
+SHARING_ROWS = 4  # of one bucket, for which a common prefix is worth calls of its own
+SHARED_BLOCKS = 2  # and so long it has to be
 MASKED_QUERIES = 512  # queries of one masked bucket: bounds the mask to this many rows
 
 Longs = npt.NDArray[np.int64]
@@ -39,6 +41,17 @@ class Inputs(NamedTuple):
     last: Tensor  # [m] int64; where in T each sampling row's last position is, in the plan's order
     rows: Longs  # [m]; the batch rows that sample, in the plan's order
     lengths: Longs  # [m]; their tokens before the new one
+    steady: int  # steps in a row in which the rows with one token were these, each one token further on
+
+
+class Decoding(NamedTuple):
+    """The rows of a step that computed one token each, in the order of the layout."""
+
+    rows: Longs
+    starts: Longs
+
+
+NOBODY = Decoding(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 class Batch:
@@ -55,9 +68,12 @@ class Batch:
         max_blocks = -(-max_length // block_size)
         self._tables = [np.zeros((max_rows, max_blocks), np.int64) for _ in layouts]
         self.additions: dict[int, Addition] = {}  # by row
+        self._decoding = NOBODY
+        self._steady = 0
 
     def clear(self) -> None:
         self.additions.clear()
+        self._decoding = NOBODY
 
     def apply(self, plan: StepPlan) -> None:
         """Bring the batch up to date with a plan."""
@@ -65,6 +81,8 @@ class Batch:
             del self.additions[row]
         for added in plan.added:
             self.additions[added.row] = added
+            if added.row in self._decoding.rows:
+                self._decoding = NOBODY
             self.tokens[added.row, : len(added.token_ids)] = torch.from_numpy(added.token_ids).to(self.device)
             for table, blocks in zip(self._tables, added.blocks, strict=True):
                 table[added.row, : len(blocks)] = blocks
@@ -106,7 +124,14 @@ class Batch:
             last=torch.from_numpy(last[plan.samples]).to(self.device),
             rows=plan.rows[plan.samples].astype(np.int64),
             lengths=ends[plan.samples].astype(np.int64),
+            steady=self._count_steady(rows[counts == 1], starts[counts == 1]),
         )
+
+    def _count_steady(self, rows: Longs, starts: Longs) -> int:
+        before, self._decoding = self._decoding, Decoding(rows, starts)
+        same = np.array_equal(before.rows, rows) and np.array_equal(before.starts + 1, starts)
+        self._steady = self._steady + 1 if same and len(rows) else 0
+        return self._steady
 
     def _slots(self, table: Longs, rows: Longs, positions: Longs) -> Tensor:
         block, offset = np.divmod(positions, self.block_size)
@@ -120,14 +145,17 @@ class Batch:
         for first, end in self._cuts(starts, counts, layout.window):
             count = int(counts[first])
             whole = not starts[first] and layout.window is None
+            may_share = count <= GEMV_QUERIES and layout.window is None and end - first >= SHARING_ROWS
             step = count if whole or count <= GEMV_QUERIES else MASKED_QUERIES
             for offset in range(0, count, step):
                 part = min(step, count - offset)
                 heads = (starts[first:end] + offset).tolist()
                 width = -(-(heads[-1] + part) // self.block_size)
-                blocks = torch.from_numpy(table[rows[first:end], :width]).to(self.device)
+                blocks = table[rows[first:end], :width]
+                shared = _shared(blocks, heads[0] // self.block_size) if may_share else 0
                 begin = int(begins[first]) + offset
-                buckets.append(make_bucket(begin, heads, part, blocks, layout))
+                on_device = torch.from_numpy(blocks).to(self.device)
+                buckets.append(make_bucket(begin, heads, part, on_device, layout, shared))
         return buckets
 
     def _cuts(self, starts: Longs, counts: Longs, window: int | None) -> list[tuple[int, int]]:
@@ -151,3 +179,10 @@ class Batch:
             whole = first[0] == 0 and window is None
             return first[0] == other[0] and (whole or first[1] <= MASKED_QUERIES)
         return (other[0] - first[0]) * rows <= PADDING_WORTH_A_BUCKET
+
+
+def _shared(blocks: Longs, most: int) -> int:
+    """Leading blocks that all rows of a bucket have in common, of their first `most`."""
+    differs = (blocks[:, :most] != blocks[0, :most]).any(0)
+    shared = int(differs.argmax()) if differs.any() else most
+    return shared if shared >= SHARED_BLOCKS else 0

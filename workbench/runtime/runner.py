@@ -15,6 +15,7 @@ from workbench.engine.result import StepResult
 from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
+from workbench.runtime.contexts import Contexts
 from workbench.runtime.kv_store import KVStore
 from workbench.runtime.sampler import Sampled, Sampler, to_columns
 
@@ -47,6 +48,7 @@ class TorchRunner:
         self._batch = batch
         self._sampler = sampler
         self._clock = clock
+        self._contexts = Contexts(store, store.layouts(model.spec, groups), model.spec.num_layers)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Ticket:
@@ -55,7 +57,10 @@ class TorchRunner:
         self._batch.apply(plan)
         inputs = self._batch.inputs(plan)
         cos_sin = self._model.rotary.at(inputs.positions)
-        attention = PagedAttention(self._model.spec, self._groups, self._store, inputs, cos_sin)
+        self._contexts.begin(inputs)
+        attention = PagedAttention(
+            self._model.spec, self._groups, self._store, self._contexts, inputs, cos_sin
+        )
         hidden = self._model.forward(inputs.token_ids, inputs.positions, attention)
         sampled = self._sample(hidden, inputs.last, inputs.rows, inputs.lengths)
         ended = self._clock()
