@@ -151,6 +151,7 @@ class _Batch(NamedTuple):
             "BLOCK_SIZE": self.cache.shape[3],
             "D": self.shape.head_dim,
             "BLOCK_D": power_of_two(self.shape.head_dim),
+            "WIDE": self.cache.stride(1) >= 2**31,
             "PRECISION": "ieee" if exact else "tf32",
             **early(self.query.device),
         }
@@ -163,7 +164,10 @@ class _Common(NamedTuple):
     keys: int  # of one step along it
 
 
-def _room(batch: _Batch, slot_rows: int) -> int:
+def _room(batch: _Batch, slot_rows: int, tiles: int) -> int:
+    """Slots there is memory for; one is none at all, for a single part needs no merging."""
+    if tiles * batch.shape.kv_heads > batch.space.counters.shape[0]:
+        return 1
     return batch.space.tops.shape[0] // slot_rows
 
 
@@ -173,7 +177,7 @@ def _attend_prefix(batch: _Batch) -> _Common | None:
     tile = tiling.shared_tile(batch.shape)
     slot_rows = query.shape[0] * query.shape[1]
     tiles = -(-query.shape[0] // tile.queries)
-    split = tiling.shared_split(batch.shape, tiles, _room(batch, slot_rows) - 1)
+    split = tiling.shared_split(batch.shape, tiles, _room(batch, slot_rows, query.shape[0]) - 1)
     if split.pieces < 1:
         return None
     _attend_shared[(batch.shape.kv_heads, tiles, split.pieces)](
@@ -192,7 +196,7 @@ def _attend_requests(batch: _Batch, most: int, common: _Common | None, mixed: bo
     tile = tiling.few_tile(batch.shape, most, requests)
     tile_rows = requests * batch.shape.kv_heads * tile.queries * batch.shape.group
     slot_rows = tile_rows if mixed else batch.query.shape[0] * batch.query.shape[1]
-    room = _room(batch, slot_rows) - (common.split.pieces if common else 0)
+    room = _room(batch, slot_rows, requests) - (common.split.pieces if common else 0)
     split = tiling.few_split(batch.shape, requests, batch.max_length, room)
     _launch(batch, tile, split, requests, slot_rows, common, LOW=0, HIGH=most, BLOCK_R=0, BY_TOKEN=not mixed)
 
@@ -203,7 +207,7 @@ def _attend_tiles(batch: _Batch, least: int) -> None:
     tile = tiling.many_tile(batch.shape)
     tiles = batch.query.shape[0] // tile.queries + requests
     slot_rows = tiles * batch.shape.kv_heads * tile.queries * batch.shape.group
-    split = tiling.many_split(batch.shape, tiles, batch.max_length, _room(batch, slot_rows))
+    split = tiling.many_split(batch.shape, tiles, batch.max_length, _room(batch, slot_rows, tiles))
     _launch(
         batch, tile, split, tiles, slot_rows, None,
         LOW=least, HIGH=NO_LIMIT, BLOCK_R=power_of_two(requests), BY_TOKEN=False,

@@ -37,6 +37,7 @@ def _walk(
     BLOCK_SIZE: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,  # a head's keys are too many numbers for 32 bits
     PRECISION: tl.constexpr,
 ):
     """Carry the triple of a tile over a range of keys. Unmasked: whole steps of keys that all rows see."""
@@ -48,6 +49,8 @@ def _walk(
             block = tl.load(table + key // BLOCK_SIZE, mask=inside, other=0)
         else:
             block = tl.load(table + key // BLOCK_SIZE)
+        if WIDE:
+            block = block.to(tl.int64)
         place = (block * BLOCK_SIZE + key % BLOCK_SIZE)[:, None] * D + d[None, :]
         # A masked weight is 0, but times what a foreign slot holds it may be NaN: values beyond are 0.
         if MASKED and D < BLOCK_D:
@@ -82,7 +85,8 @@ def _walk(
 def _walk_range(
     q, lo, full, hi, position, keys, values, table, scale,
     TWO_WALKS: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The triple of a tile over keys lo .. hi - 1; `full`: in two walks, where the unmasked one ends."""
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -91,12 +95,12 @@ def _walk_range(
     if TWO_WALKS:
         acc, top, total = _walk(
             q, acc, top, total, lo, full, position, keys, values, table, scale,
-            False, 0, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, PRECISION,
+            False, 0, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
         )  # fmt: skip
         lo = full
     return _walk(
         q, acc, top, total, lo, hi, position, keys, values, table, scale,
-        True, WINDOW, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, PRECISION,
+        True, WINDOW, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
     )  # fmt: skip
 
 

@@ -126,6 +126,18 @@ def test_a_graph_serves_batches_that_came_later(kind: str):
         assert not static["space"].counters.any()
 
 
+@pytest.mark.gpu
+def test_a_head_may_have_more_numbers_than_32_bits_count():
+    batch = Batch((1, 90), (700, 90), 2, 1, 64)
+    inputs = draw(batch, 0, torch.device("cuda"))
+    blocks = 2**31 // (16 * 64) + 100
+    far = inputs["cache"].new_empty(2, 1, blocks, 16, 64)
+    far[:, :, -inputs["cache"].shape[2] :] = inputs["cache"]
+    ragged: Ragged = inputs["ragged"]
+    moved = ragged._replace(tables=ragged.tables + (blocks - inputs["cache"].shape[2]))
+    check(batch, inputs | {"cache": far, "ragged": moved})
+
+
 def roomy(inputs: dict[str, Any], tokens: int) -> dict[str, Any]:
     """The inputs in tensors that hold the largest batch: `tokens` rows, 512 blocks, lines of 128."""
     ragged: Ragged = inputs["ragged"]
