@@ -47,6 +47,13 @@ def test_train_writes_a_folder_with_a_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["train", "toy", "--max-steps", "-4", "--device", "cpu"], "max_steps is -4: give a whole number"),
+        (
+            ["train", "toy", "--max-steps", "0", "--device", "cpu"],
+            "set exactly one of max_minutes and max_steps",
+        ),
+        (["train", "toy", "--items", "-1"], "--items -1 is no number of items"),
+        (["corpus", "--items", "0"], "--items 0 is no number of items"),
         (["train", "nowhere.toml"], "no training configuration 'nowhere.toml'"),
         (["corpus", "--tasks", "poetry"], "unknown task 'poetry'"),
     ],

@@ -118,7 +118,7 @@ def test_rows_are_appended(tmp_path: Path) -> None:
         ),
         (["-o", "."], ". cannot be written"),
         (["-o", "other.csv"], "other.csv has other columns (a, b): give a new file"),
-        (["empty"], "tokenizer.json"),
+        (["empty"], "empty has no tokenizer.json: give a folder"),
         (["foreign"], "foreign has a tokenizer of its own"),
     ],
 )

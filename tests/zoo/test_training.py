@@ -157,6 +157,18 @@ def test_a_missing_configuration_is_refused_by_name() -> None:
             "max_steps = 5\nmax_minutes = 1.0\n[mixture]\nstories = 1.0",
             "set exactly one of max_minutes and max_steps",
         ),
+        ("max_steps = 5\n[mixture]", r"\[mixture\] gives no task.*set a share above 0"),
+        ("max_steps = 5\n[mixture]\nstories = 0", "set a share above 0 for each task"),
+        ("max_steps = 5\n[mixture]\nstories = -1", "stories is -1: give a number of at least 0"),
+        (
+            "max_steps = 'two'\n[mixture]\nstories = 1",
+            "max_steps is 'two': give a whole number of at least 0",
+        ),
+        ("max_steps = 5\nlog_every = 0\n[mixture]\nstories = 1", "log_every is 0: give a whole number of at"),
+        ("max_minutes = nan\n[mixture]\nstories = 1", "max_minutes is nan: give a number"),
+        ("max_steps = 5\ndtype = 'int7'\n[mixture]\nstories = 1", "'int7': choose one of bfloat16, float32"),
+        ("max_steps = 5\ncompile = 3\n[mixture]\nstories = 1", "compile is 3: give true or false"),
+        ("max_steps = 5\nmixture = 3", r"mixture is 3: give a table \[mixture\] of shares"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_the_remedy(change: str, message: str, tmp_path: Path) -> None:
@@ -181,3 +193,34 @@ def test_a_configuration_without_a_needed_key_says_which(tmp_path: Path) -> None
     path.write_text('name = "bare"\nmax_steps = 1\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"lacks 'hidden_size': add it"):
         config.load(str(path))
+
+
+def test_heads_that_do_not_share_their_keys_evenly_are_refused(toy: TrainConfig) -> None:
+    odd = replace(toy, model=replace(toy.model, num_heads=4, num_kv_heads=3))
+    with pytest.raises(ValueError, match="make num_heads a multiple of num_kv_heads"):
+        config.check_values(odd, "here")
+
+
+@pytest.mark.parametrize("content", [b"garbage", b"", b"PK\x03\x04cut"])
+def test_a_damaged_checkpoint_is_refused_with_the_remedy(
+    content: bytes, toy: TrainConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or no checkpoint: delete it to start anew"):
+        train.train(toy, tmp_path, device="cpu")
+
+
+def test_rows_too_short_for_every_text_are_refused(toy: TrainConfig) -> None:
+    short = replace(toy, row_tokens=16, mixture={"stories": 1.0})
+    with pytest.raises(ValueError, match="none fits a row of 16 tokens: raise row_tokens"):
+        data.make_batch(short, tokens.Encoder(tokens.FOLDER), 0)
+
+
+def test_a_run_of_one_step_has_one_line_of_log(toy: TrainConfig, tmp_path: Path) -> None:
+    assert len(losses(train.train(replace(toy, rows=1, max_steps=1), tmp_path, device="cpu"))) == 1
+
+
+def test_a_config_json_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks 'hidden_size': give a folder that"):
+        export.load(tmp_path)

@@ -86,6 +86,10 @@ def check(folder: Path, n: int, names: Sequence[str]) -> None:
         raise ValueError(f"{n} items a task measure nothing: ask for at least 1")
     for name in names:
         tasks.check_task(name)
+    if not (folder / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer.json: give a folder that `workbench zoo train` made"
+        )
     if (folder / "tokenizer.json").read_bytes() != (tokens.FOLDER / "tokenizer.json").read_bytes():
         raise ValueError(
             f"{folder} has a tokenizer of its own: this evaluates the zoo's models and those that"

@@ -1,5 +1,6 @@
 """Saves and restores the state of a training run, and refuses the state of another one."""
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -43,12 +44,17 @@ def restore(
 ) -> Progress:
     """Loads the folder's checkpoint, if there is one, and says how far it had come.
 
-    Raises ValueError when it belongs to another configuration.
+    Raises ValueError when it belongs to another configuration, or cannot be read.
     """
     if not (out / FILE).exists():
         return Progress()
     device = next(model.parameters()).device
-    state = torch.load(out / FILE, map_location=device, weights_only=True)
+    try:
+        state = torch.load(out / FILE, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{out / FILE} is damaged or no checkpoint: delete it to start anew, or give another --out"
+        ) from error
     if state["fingerprint"] != config.fingerprint:
         raise ValueError(
             f"{out / FILE} is of another configuration ({state['name']}, {state['fingerprint']}; this is"

@@ -95,7 +95,11 @@ def adjusted(config: configs.TrainConfig, args: argparse.Namespace) -> configs.T
         config = replace(config, workers=args.workers)
     if args.eval_minutes is not None:
         config = replace(config, eval_minutes=args.eval_minutes)
-    return replace(config, compile=config.compile and not args.no_compile)
+    config = replace(config, compile=config.compile and not args.no_compile)
+    configs.check_values(config, "command line")
+    if args.items is not None and args.items < 0:
+        raise ValueError(f"--items {args.items} is no number of items: give 0 for no card, or more")
+    return config
 
 
 def device_label(name: str) -> str:
@@ -116,6 +120,8 @@ def pack(folder: Path, target: Path) -> None:
 
 def run_corpus(args: argparse.Namespace) -> None:
     """Writes a file of items for each task."""
+    if args.items < 1:
+        raise ValueError(f"--items {args.items} is no number of items: give at least 1")
     for name in args.tasks:
         tasks.check_task(name)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from hashlib import blake2b
 from importlib.resources import files
+from math import inf
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_origin
 
 from workbench.models.zoo.corpus import tasks
 
+MAY_BE_ZERO: Final = ("max_steps", "seed", "workers", "eval_items", "final_items")  # of the whole numbers
 # What may differ between a run and the run that resumes it.
 NOT_IN_FINGERPRINT: Final = (
     "max_minutes",
@@ -105,14 +107,52 @@ def load(name_or_path: str) -> TrainConfig:
 def parse(values: dict[str, Any], source: str) -> TrainConfig:
     """A configuration from the tables of a TOML file; `source` is for the error messages."""
     model = values.pop("model", {})
+    if not isinstance(model, dict):
+        raise ValueError(f"{source}: model is {model!r}: give a table [model] with the shape")
     check_keys(model, ModelConfig, f"[model] of {source}")
     check_keys({**values, "model": model}, TrainConfig, source)
-    for task in values["mixture"]:
-        tasks.check_task(task)
+    if not isinstance(values["mixture"], dict):
+        raise ValueError(f"{source}: mixture is {values['mixture']!r}: give a table [mixture] of shares")
     config = TrainConfig(model=ModelConfig(**model), **values)
+    check_values(config, source)
+    return config
+
+
+def check_values(config: TrainConfig, source: str) -> None:
+    """Raises ValueError for a value of another type, out of its range, or at odds with another one."""
+    for part in (config, config.model):
+        for field in fields(part):
+            check_value(field.name, field.type, getattr(part, field.name), source)
+    for task, share in config.mixture.items():
+        tasks.check_task(task)
+        check_value(task, float, share, f"[mixture] of {source}")
+    model = config.model
+    if not config.mixture or min(config.mixture.values()) <= 0:
+        raise ValueError(
+            f"{source}: [mixture] gives no task, or one no share: set a share above 0 for each task"
+        )
     if (config.max_minutes > 0) == (config.max_steps > 0):
         raise ValueError(f"{source}: set exactly one of max_minutes and max_steps above 0")
-    return config
+    if model.num_heads % model.num_kv_heads or model.head_dim % 2:
+        raise ValueError(
+            f"{source}: {model.num_heads} heads of {model.head_dim} over {model.num_kv_heads} kv heads:"
+            " make num_heads a multiple of num_kv_heads, and head_dim even"
+        )
+
+
+def check_value(name: str, kind: Any, value: object, source: str) -> None:
+    """Raises ValueError for a value that is not of its field's type, or below the least it may be."""
+    if kind in (int, float):
+        least = 0 if name in MAY_BE_ZERO or kind is float else 1
+        if isinstance(value, bool) or not isinstance(value, (int, kind)) or not least <= value < inf:
+            noun = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{source}: {name} is {value!r}: give {noun} of at least {least}")
+    elif kind in (str, bool) and not isinstance(value, kind):
+        raise ValueError(
+            f"{source}: {name} is {value!r}: give {'true or false' if kind is bool else 'a text'}"
+        )
+    elif get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{source}: {name} is {value!r}: choose one of {', '.join(get_args(kind))}")
 
 
 def check_keys(values: Mapping[str, Any], kind: type, source: str) -> None:

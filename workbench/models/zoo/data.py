@@ -20,6 +20,7 @@ from workbench.models.zoo.corpus.dice import Dice
 from workbench.models.zoo.tokens import Encoder
 
 ITEMS_A_BATCH = 1_000_000  # item numbers set apart for each batch
+TOO_MANY = 1_000  # texts in a row that are too long: no more will come that fit
 QUEUED = 4  # batches a worker makes ahead
 
 
@@ -40,14 +41,22 @@ def documents(config: TrainConfig, encoder: Encoder, index: int) -> Iterator[Doc
     room = config.rows * (config.row_tokens + 1)
     made = dict.fromkeys(config.mixture, 0.0)  # tokens of each task over its share
     number = index * ITEMS_A_BATCH
+    skipped = 0  # in a row
     prompt, eos = round(100 * config.prompt_weight), 100
     while room > 0:
         task = min(made, key=made.__getitem__)
         ids, targets = encoder.encode_segments(tasks.make(task, "train", config.seed, number).segments)
         number += 1
         if len(ids) > config.row_tokens + 1:
+            skipped += 1
+            if skipped > TOO_MANY:
+                raise ValueError(
+                    f"of {skipped} texts none fits a row of {config.row_tokens} tokens: raise row_tokens, or"
+                    " take other tasks into the mixture"
+                )
             made[task] += 1.0  # too long for a row: left out, and the task still moves on
             continue
+        skipped = 0
         made[task] += len(ids) / config.mixture[task]
         room -= len(ids)
         weights = [eos if target else prompt for target in targets]

@@ -54,18 +54,31 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Llama:
-    """The model of a folder, parameters in float32 on the CPU. Raises OSError when a file is missing."""
+    """The model of a folder, parameters in float32 on the CPU.
+
+    Raises OSError when a file is missing, ValueError for a config.json that is not as we write it.
+    """
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = ModelConfig(
-        hidden_size=raw["hidden_size"], num_layers=raw["num_hidden_layers"],
-        num_heads=raw["num_attention_heads"], num_kv_heads=raw["num_key_value_heads"],
-        head_dim=raw["head_dim"], intermediate_size=raw["intermediate_size"], vocab_size=raw["vocab_size"],
-        max_positions=raw["max_position_embeddings"],
-        rope_theta=raw["rope_theta"], rms_norm_eps=raw["rms_norm_eps"],
-    )  # fmt: skip
+    try:
+        config = config_from(raw)
+    except KeyError as error:
+        raise ValueError(
+            f"{folder / 'config.json'} lacks {error}: give a folder that `workbench zoo train` made"
+        ) from error
     model = Llama(config)
     state = load_file(folder / "model.safetensors")
     model.load_state_dict(
         {name.removeprefix("model."): weight.to(torch.float32) for name, weight in state.items()}
     )
     return model.eval()
+
+
+def config_from(raw: dict[str, Any]) -> ModelConfig:
+    """The shape that a config.json of ours tells. Raises KeyError for what it lacks."""
+    return ModelConfig(
+        hidden_size=raw["hidden_size"], num_layers=raw["num_hidden_layers"],
+        num_heads=raw["num_attention_heads"], num_kv_heads=raw["num_key_value_heads"],
+        head_dim=raw["head_dim"], intermediate_size=raw["intermediate_size"], vocab_size=raw["vocab_size"],
+        max_positions=raw["max_position_embeddings"],
+        rope_theta=raw["rope_theta"], rms_norm_eps=raw["rms_norm_eps"],
+    )  # fmt: skip

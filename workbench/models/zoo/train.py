@@ -55,8 +55,8 @@ def train(config: TrainConfig, out: Path, *, resume: bool = True, device: str | 
     Ctrl-C ends the training early; the folder is written all the same. Raises ValueError when `out` holds a
     checkpoint of another configuration.
     """
-    out.mkdir(parents=True, exist_ok=True)
     where = device_for(config, device)
+    out.mkdir(parents=True, exist_ok=True)
     model, optimizers = build(config, where)
     progress = checkpoint.restore(out, config, model, optimizers) if resume else Progress()
     if progress.step == 0:
@@ -91,7 +91,9 @@ def stop_on_signal() -> Iterator[Event]:
 
 
 def device_for(config: TrainConfig, name: str | None) -> Device:
-    """The named device, or a GPU if there is one."""
+    """The named device, or a GPU if there is one. Raises ValueError for one that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA device: train with --device cpu")
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
     return Device(name, getattr(torch, config.dtype))
@@ -159,6 +161,9 @@ class Run:
                 self.record(window, self.progress.seconds - since)
                 base += self.maybe_evaluate()
                 window, since = [], self.progress.seconds
+        if window and not stop.is_set():  # a run of one step
+            self.progress.seconds = time.perf_counter() - base
+            self.record(window, self.progress.seconds - since)
         if stop.is_set():
             log.warning("interrupted at step %d: writing what there is", self.progress.step)
 
