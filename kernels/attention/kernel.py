@@ -23,7 +23,7 @@ from workbench.kernels.attention.tiling import Shape, Split, Tile, power_of_two
 from workbench.kernels.launch import early
 
 LOG2_E = 1.4426950408889634
-MERGED = 8192  # numbers a program merges at once: 64 registers a thread
+MERGED = 4096  # numbers a warp merges at once: 128 registers a thread
 PART_ROWS = 65536  # room for parts at the least; 32 MiB for a head of 128
 NO_LIMIT = 2**30
 WINDOW_SLACK = 128  # a tile's first key lies up to a step before the window of its first query
@@ -121,7 +121,7 @@ def attend(
     if max_count * group > tiling.FEW_ROWS:
         few = max(1, 16 // group)
         _attend_requests(batch, few, None, mixed=True)
-        _attend_tiles(batch, few)
+        _attend_tiles(batch, few, max_count)
     elif ragged.shared is None or window is not None:
         _attend_requests(batch, max_count, None)
     else:
@@ -201,10 +201,10 @@ def _attend_requests(batch: _Batch, most: int, common: _Common | None, mixed: bo
     _launch(batch, tile, split, requests, slot_rows, common, LOW=0, HIGH=most, BLOCK_R=0, BY_TOKEN=not mixed)
 
 
-def _attend_tiles(batch: _Batch, least: int) -> None:
-    """Requests of more than `least` queries, as many tiles as they need."""
+def _attend_tiles(batch: _Batch, least: int, most: int) -> None:
+    """Requests of more than `least` queries and up to `most`, as many tiles as they need."""
     requests = batch.ragged.rows.shape[0]
-    tile = tiling.many_tile(batch.shape)
+    tile = tiling.many_tile(batch.shape, most)
     tiles = batch.query.shape[0] // tile.queries + requests
     slot_rows = tiles * batch.shape.kv_heads * tile.queries * batch.shape.group
     split = tiling.many_split(batch.shape, tiles, batch.max_length, _room(batch, slot_rows, tiles))
@@ -220,12 +220,14 @@ def _launch(
     ragged, space, constants = batch.ragged, batch.space, batch.constants
     shared = common or _Common(Split(0, 1), 0)
     slots = power_of_two(split.pieces + shared.split.pieces)
+    at_once = MERGED * tile.warps // constants["BLOCK_D"]  # rows, of one slot or of all
+    few = at_once // slots if flags["BLOCK_R"] == 0 else at_once // 2
     _attend[(batch.shape.kv_heads, tiles, split.pieces)](
         batch.query, batch.cache[0], batch.cache[1], batch.out, ragged.rows, ragged.starts, ragged.begins,
         ragged.tables, ragged.rows if ragged.shared is None else ragged.shared,
         space.parts, space.tops, space.totals, space.counters, batch.scale, ragged.rows.shape[0],
         ragged.tables.shape[1], batch.cache.stride(1), *split, slot_rows, *shared.split,
-        SLOTS=slots, FEW=max(1, min(tile.rows, MERGED // (slots * constants["BLOCK_D"]))),
+        SLOTS=slots, FEW=max(1, min(tile.rows, few)),
         SPLIT=split.pieces > 1, SHARED_N=shared.keys, WINDOW=batch.window,
         TWO_WALKS=tile.rows > 64 and not batch.window,
         BLOCK_M=tile.rows, QUERIES=tile.queries, BLOCK_N=tile.keys, num_warps=tile.warps,

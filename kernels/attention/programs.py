@@ -143,5 +143,5 @@ def _attend(
         if _arrive(counters + place, own, SPLIT):
             _merge(
                 parts, tops, totals, out, base, base_step, corner, step, count * GROUP,
-                own, shared_pieces, common, slot_rows, SLOTS, FEW, GROUP, D, BLOCK_D,
+                own, shared_pieces, common, slot_rows, BLOCK_R > 0, SLOTS, FEW, GROUP, D, BLOCK_D,
             )  # fmt: skip

@@ -159,17 +159,49 @@ def _merge_rows(parts, tops, totals, at, there, SLOTS: tl.constexpr, D: tl.const
 
 
 @triton.jit
+def _fold_rows(
+    parts, tops, totals, at, valid, slots, slot_rows,
+    FEW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The same from the first `slots` slots, one after the other; `at` [FEW]: the rows in the first."""
+    d = tl.arange(0, BLOCK_D)
+    inside = valid[:, None] & (d < D)[None, :]
+    acc = tl.zeros([FEW, BLOCK_D], tl.float32)
+    top = tl.full([FEW], EMPTY, tl.float32)
+    total = tl.zeros([FEW], tl.float32)
+    for slot in range(slots):
+        place = at + slot * slot_rows
+        other = tl.load(tops + place, mask=valid, other=EMPTY, cache_modifier=".cg")
+        more = tl.load(totals + place, mask=valid, other=0.0, cache_modifier=".cg")
+        part = tl.load(parts + place[:, None] * D + d[None, :], mask=inside, other=0.0, cache_modifier=".cg")
+        new = tl.maximum(top, other)
+        fade, gain = tl.exp2(top - new), tl.exp2(other - new)
+        acc = acc * fade[:, None] + part * gain[:, None]
+        total = total * fade + more * gain
+        top = new
+    return acc / tl.where(total > 0, total, 1.0)[:, None]
+
+
+@triton.jit
 def _merge(
     parts, tops, totals, out, base, base_step, corner, corner_step, rows, own, first_own, common, slot_rows,
-    SLOTS: tl.constexpr, FEW: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    FOLD: tl.constexpr, SLOTS: tl.constexpr, FEW: tl.constexpr, GROUP: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Write the result of a tile's `rows` rows, FEW at a time, from their parts in `own + common` slots."""
+    """Write the result of a tile's `rows` rows, FEW at a time, from their parts in `own + common` slots.
+
+    FOLD: many rows of few slots, none of them common, are read slot by slot.
+    """
     slot = tl.arange(0, SLOTS)
     filled = (slot < common) | ((slot >= first_own) & (slot < first_own + own))
     for few in range(0, rows, FEW):
         m = few + tl.arange(0, FEW)
         valid = m < rows
-        at = slot[:, None] * slot_rows + _row(base, base_step, m, GROUP)[None, :]
-        there = filled[:, None] & valid[None, :]
-        result = _merge_rows(parts, tops, totals, at, there, SLOTS, D, BLOCK_D)
+        at = _row(base, base_step, m, GROUP)
+        if FOLD:
+            result = _fold_rows(parts, tops, totals, at, valid, own, slot_rows, FEW, D, BLOCK_D)
+        else:
+            at = slot[:, None] * slot_rows + at[None, :]
+            there = filled[:, None] & valid[None, :]
+            result = _merge_rows(parts, tops, totals, at, there, SLOTS, D, BLOCK_D)
         _store_rows(out, _row(corner, corner_step, m, GROUP), valid, result, D, BLOCK_D)
