@@ -39,6 +39,13 @@ def _piece(span, pieces, least, BLOCK_N: tl.constexpr):
     return tl.maximum(tl.cdiv(tl.cdiv(span, n), BLOCK_N), 1) * BLOCK_N
 
 
+@triton.jit
+def _cut(lo, hi, piece, pieces, least, BLOCK_N: tl.constexpr):
+    """Into how many pieces keys lo .. hi - 1 are cut, and the bounds of one of them."""
+    size = _piece(hi - lo, pieces, least, BLOCK_N)
+    return tl.cdiv(hi - lo, size), lo + piece * size, tl.minimum(lo + piece * size + size, hi)
+
+
 # what changes with the size of a batch; code compiled for its divisors would be compiled many times over
 SIZES = ("requests", "pieces", "least", "slot_rows", "shared_pieces", "shared_least")
 
@@ -57,12 +64,9 @@ def _attend_shared(
         gdc_wait()
     head, first, piece = tl.program_id(0), tl.program_id(1) * QUERIES, tl.program_id(2)
     used = tl.load(begins + requests)
-    span = tl.load(shared) * BLOCK_SIZE
-    size = _piece(span, pieces, least, BLOCK_N)
-    lo = piece * size
-    if (first >= used) | (lo >= span):
+    parts_in_all, lo, hi = _cut(0, tl.load(shared) * BLOCK_SIZE, piece, pieces, least, BLOCK_N)
+    if (first >= used) | (piece >= parts_in_all):
         return
-    hi = tl.minimum(lo + size, span)
     m = tl.arange(0, BLOCK_M)
     token = first + m // GROUP
     valid = (token < used) & (m < QUERIES * GROUP)
@@ -113,12 +117,9 @@ def _attend(
         lo = tl.maximum(start + 1 - WINDOW, 0) // BLOCK_N * BLOCK_N
     if SHARED_N > 0:
         common = tl.cdiv(lo, _piece(lo, shared_pieces, shared_least, SHARED_N))
-    size = _piece(start + count - lo, pieces, least, BLOCK_N)
-    own = tl.cdiv(start + count - lo, size)
+    own, lo, hi = _cut(lo, start + count, piece, pieces, least, BLOCK_N)
     if piece >= own:
         return
-    hi = tl.minimum(lo + piece * size + size, start + count)
-    lo += piece * size
     m = tl.arange(0, BLOCK_M)
     valid = m // GROUP < count
     step = tl.num_programs(0) * GROUP
@@ -135,9 +136,8 @@ def _attend(
         _store_rows(out, at, valid, acc / tl.where(valid, total, 1.0)[:, None], D, BLOCK_D)
     elif SPLIT or SHARED_N > 0:
         place = tile * tl.num_programs(0) + head
-        base, base_step = place * (QUERIES * GROUP), GROUP
-        if BY_TOKEN:
-            base, base_step = corner, step
+        base = corner if BY_TOKEN else place * (QUERIES * GROUP)
+        base_step = step if BY_TOKEN else GROUP
         part = (shared_pieces + piece) * slot_rows + _row(base, base_step, m, GROUP)
         _store_part(parts, tops, totals, part, valid, acc, top, total, D, BLOCK_D)
         if _arrive(counters + place, own, SPLIT):
