@@ -132,14 +132,16 @@ def _survey(
         tl.store(groups + row * num_groups + group, top, mask=group < num_groups)
         larger += tl.sum((x > mine).to(tl.float32), 1)
         newer = tl.maximum(most, top)
-        base = tl.where(newer == float("-inf"), 0.0, newer) * _LOG2_E
-        mass = mass * tl.exp2(most * _LOG2_E - base) + tl.sum(tl.exp2(x * _LOG2_E - base[:, None]), 1)
+        base = tl.where(newer == float("-inf"), 0.0, newer)
+        # Subtracted before it is scaled: large logits differ in digits that their products no longer hold.
+        powers = tl.exp2((x - base[:, None]) * _LOG2_E)
+        mass = mass * tl.exp2((most - base) * _LOG2_E) + tl.sum(powers, 1)
         most = newer
     top = tl.max(most, 0)
-    base = tl.where(top == float("-inf"), 0.0, top) * _LOG2_E
+    base = tl.where(top == float("-inf"), 0.0, top)
     here = parts + row * (3 * PARTS) + part
     tl.store(here, top)
-    tl.store(here + PARTS, tl.sum(mass * tl.exp2(most * _LOG2_E - base), 0))
+    tl.store(here + PARTS, tl.sum(mass * tl.exp2((most - base) * _LOG2_E), 0))
     tl.store(here + 2 * PARTS, tl.sum(larger, 0))
 
 

@@ -1,4 +1,4 @@
-"""Logprobs, ranks and the best tokens of each row, in torch: what a CPU runs and what the kernel is held to."""
+"""Logprobs, ranks and best tokens of each row, in torch: what a CPU runs, what the kernel is held to."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def _make(rows: int, vocab: int, k: int, dtype: torch.dtype) -> Any:
         best = 5 + 0.25 * torch.arange(2 * k + 1, device=device, dtype=torch.float32)
         logits = logits.scatter_(-1, order, best.expand(rows, -1)).to(dtype)
         chosen = torch.randint(0, vocab, (rows,), generator=generator, device=device)
-        chosen[::2] = order[::2, 2]  # and not only tokens far down
+        chosen[::2] = order[::2, -1]  # and not only tokens far down
         return {"logits": logits, "chosen": chosen, "k": k}
 
     return make

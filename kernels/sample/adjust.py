@@ -47,7 +47,7 @@ def adjust(logits: Tensor, positions: Tensor, adjustments: Adjustments, values: 
 
 
 def count(counts: Tensor, slots: Tensor, ids: Tensor) -> None:
-    """counts[slots, ids] += 1, in place: a token was drawn. [m] int32, [m] int64; slots under 0 are skipped."""
+    """counts[slots, ids] += 1, in place: tokens drawn. [m] int32, [m] int64; slots under 0 are skipped."""
     rows = slots.shape[0]
     _count[(-(-rows // _COUNT_BLOCK),)](
         counts, counts.shape[1], slots, ids, rows, BLOCK=_COUNT_BLOCK, num_warps=4

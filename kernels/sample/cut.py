@@ -48,7 +48,8 @@ def draw_cut(
     lowest = _bound_by_groups(
         groups, num_groups, k, has_k, p, least, mass, base, scale, shift, highest, GROUPS,
     )  # fmt: skip
-    packed, count, lowest = _keep_aside(
+    lowest = tl.where(least > 0.0, tl.maximum(lowest, to_key(floor / scale, shift) - 4), lowest)
+    packed, count = _keep_aside(
         narrow, wide, adjusted, vocab, groups, found, num_groups, values, kept_ids, lowest, floor, scale,
         shift, least > 0.0, WIDE, GROUPS, CANDIDATES, GROUP, TILE,
     )  # fmt: skip
@@ -60,7 +61,7 @@ def draw_cut(
     if has_k & (count > k):
         boundary = _search(
             narrow, wide, adjusted, packed, count, values, kept_ids, k.to(tl.float32),
-            tl.maximum(lowest - 1, nothing), highest, floor, base, scale, shift, False, WIDE, TILE,
+            tl.maximum(lowest - 1, nothing), highest, base, scale, shift, False, WIDE, TILE,
         )  # fmt: skip
         above, _, ties = _weigh(
             narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift,
@@ -78,11 +79,14 @@ def draw_cut(
             one = tl.exp2(_key_value(boundary, shift) * scale - base)
             mass += tl.where(limit > 0.0, limit * one, 0.0)
         target = p * mass
+        # Tokens under this weigh less than the 1 - p that are cut, all of them together.
+        tail = (1.0 - p) * 0.99 * mass / vocab.to(tl.float32)
+        light = to_key((base + tl.log2(tail)) / scale, shift) - 1
         after_k = boundary
         boundary = _search(
             narrow, wide, adjusted, packed, count, values, kept_ids, target,
-            tl.maximum(tl.maximum(lowest, after_k) - 1, nothing), highest, floor, base, scale, shift,
-            True, WIDE, TILE,
+            tl.maximum(tl.maximum(lowest, after_k) - 1, tl.maximum(nothing, light)), highest, base, scale,
+            shift, True, WIDE, TILE,
         )  # fmt: skip
         _, above_mass, ties = _weigh(
             narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift,
@@ -95,7 +99,9 @@ def draw_cut(
         narrow, wide, adjusted, packed, count, values, kept_ids, boundary, limit, ties, floor, word, scale,
         vocab, shift, WIDE, TILE,
     )  # fmt: skip
-    tl.store(bounds, tl.where(boundary == LOWEST, float("-inf"), _key_value(boundary, shift)))
+    # What was not kept aside is cut, too.
+    boundary = tl.where(packed, tl.maximum(boundary, lowest - 1), boundary)
+    tl.store(bounds, tl.where(boundary <= LOWEST, float("-inf"), _key_value(boundary, shift)))
     tl.store(bounds + 1, last.to(tl.float32, bitcast=True))
     tl.store(bounds + 2, floor)
     return token
@@ -103,7 +109,8 @@ def draw_cut(
 
 @triton.jit
 def _key_value(key, shift):
-    """The float32 of a key."""
+    """The float32 of a key; for that of -0, which no token has, the next lower one."""
+    key = tl.where(key == -1, -2, key)
     sign = key >> 31
     bits = (key << shift) | (sign & ((1 << shift) - 1))
     return (bits ^ (sign & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
@@ -123,7 +130,9 @@ def _bound_by_groups(
     # floor is the bound then.
     target = tl.where(has_k, k.to(tl.float32), tl.minimum(p * mass * (1.0 + 1e-4), mass))
     bounded = (has_k | ((p < 1.0) & (least <= 0.0))) & (tl.sum(weight, 0) >= target)
-    low = tl.where(bounded, to_key(tl.min(tl.where(top > float("-inf"), top, float("inf")), 0), shift) - 1, LOWEST)
+    low = tl.where(
+        bounded, to_key(tl.min(tl.where(top > float("-inf"), top, float("inf")), 0), shift) - 1, LOWEST
+    )
     high = tl.where(bounded, highest, LOWEST)
     while high.to(tl.int64) - low.to(tl.int64) > 1:
         middle = ((low.to(tl.int64) + high.to(tl.int64)) >> 1).to(tl.int32)
@@ -143,7 +152,7 @@ def _keep_aside(
     """Copy the tokens that reach both bounds, in the order of their ids, if there is room for them.
 
     Returns:
-        Whether they were copied; how many tokens weighing has to look at; the bound that holds for them.
+        Whether they were copied; how many tokens weighing has to look at.
     """
     place = tl.arange(0, GROUPS)
     top = tl.load(groups + place, mask=place < num_groups, other=float("-inf"))
@@ -170,7 +179,7 @@ def _keep_aside(
         start += TILE
     tl.debug_barrier()
     packed = bounded & (count <= CANDIDATES)
-    return packed, tl.where(packed, count, vocab), lowest
+    return packed, tl.where(packed, count, vocab)
 
 
 @triton.jit
@@ -188,12 +197,13 @@ def _tile(narrow, wide, adjusted, packed, count, values, kept_ids, place, WIDE: 
 
 @triton.jit
 def _search(
-    narrow, wide, adjusted, packed, count, values, kept_ids, target, low, high, floor, base, scale,
-    shift, BY_MASS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    narrow, wide, adjusted, packed, count, values, kept_ids, target, low, high, base, scale, shift,
+    BY_MASS: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The smallest key in (low, high] over which the tokens weigh less than `target`.
 
-    Three pivots a pass; `low` is known to be too small and `high` to be large enough.
+    Three pivots a pass; `low` is known to be too small and `high` to be large enough. No pivot is under
+    min-p's floor, nor is what is over it.
     """
     lane = tl.arange(0, TILE)
     low = low.to(tl.int64)
@@ -203,21 +213,18 @@ def _search(
         pivot1 = low + tl.maximum(gap // 4, 1)
         pivot2 = low + tl.maximum(gap // 2, 1)
         pivot3 = low + tl.maximum(gap - gap // 4 - 1, 1)
+        value1 = _key_value(pivot1.to(tl.int32), shift)
+        value2 = _key_value(pivot2.to(tl.int32), shift)
+        value3 = _key_value(pivot3.to(tl.int32), shift)
         weight1 = tl.zeros([TILE], tl.float32)
         weight2 = tl.zeros([TILE], tl.float32)
         weight3 = tl.zeros([TILE], tl.float32)
         for start in range(0, count, TILE):
             x, _ = _tile(narrow, wide, adjusted, packed, count, values, kept_ids, start + lane, WIDE)
-            y = x * scale
-            weight = (y >= floor) & (x > float("-inf"))
-            if BY_MASS:
-                weight = tl.where(weight, tl.exp2(y - base), 0.0)
-            else:
-                weight = weight.to(tl.float32)
-            key = to_key(x, shift)
-            weight1 += tl.where(key > pivot1.to(tl.int32), weight, 0.0)
-            weight2 += tl.where(key > pivot2.to(tl.int32), weight, 0.0)
-            weight3 += tl.where(key > pivot3.to(tl.int32), weight, 0.0)
+            weight = tl.exp2(x * scale - base) if BY_MASS else 1.0
+            weight1 += tl.where(x > value1, weight, 0.0)
+            weight2 += tl.where(x > value2, weight, 0.0)
+            weight3 += tl.where(x > value3, weight, 0.0)
         under1 = tl.sum(weight1, 0) < target
         under2 = tl.sum(weight2, 0) < target
         under3 = tl.sum(weight3, 0) < target
@@ -272,8 +279,8 @@ def _draw(
             stays = equal
         alive = (alive & (key > boundary)) | stays
         words = token_words(word, ids)
-        bound = tl.where(alive, race_bound(x, words, scale, 1.0 / 8388608.0), float("-inf"))
-        if tl.max(bound, 0) + BOUND_OFFSET + 1e-3 + 1e-6 * tl.abs(best) > best:
+        bound = tl.where(alive, race_bound(x, words, scale), float("-inf"))
+        if tl.max(bound, 0) + BOUND_OFFSET + 1e-4 + 1e-6 * tl.abs(best) > best:
             value = tl.where(alive, race_value(x, words, scale), float("-inf"))
             value_best = tl.max(value, 0)
             if value_best > best:

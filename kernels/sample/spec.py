@@ -12,7 +12,6 @@ from workbench.kernels.sample.reference import Options
 from workbench.kernels.spec import Case, Inputs, Outputs, Spec
 
 
-
 def _options(
     rows: int,
     generator: torch.Generator,
