@@ -54,47 +54,24 @@ def draw_cut(
         shift, least > 0.0, WIDE, GROUPS, CANDIDATES, GROUP, TILE,
     )  # fmt: skip
 
-    nothing = to_key(tl.full((), float("-inf"), tl.float32), shift)  # the key of a masked token
     boundary = tl.full((), LOWEST, tl.int32)
     limit = tl.zeros((), tl.float32)  # of the tokens that equal the boundary, how many stay
-    ties = tl.zeros((), tl.float32)
+    ties = tl.zeros((), tl.float32)  # how many there are
     if has_k & (count > k):
-        boundary = _search(
-            narrow, wide, adjusted, packed, count, values, kept_ids, k.to(tl.float32),
-            tl.maximum(lowest - 1, nothing), highest, base, scale, shift, False, WIDE, TILE,
+        boundary, limit, ties = _cut_by_count(
+            narrow, wide, adjusted, packed, count, values, kept_ids, k, lowest, highest, floor, base, scale,
+            shift, WIDE, TILE,
         )  # fmt: skip
-        above, _, ties = _weigh(
-            narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift,
-            WIDE, TILE,
-        )  # fmt: skip
-        limit = k.to(tl.float32) - above
     if has_p:
         if has_k | (least > 0.0):
-            _, mass, ties = _weigh(
-                narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift,
-                WIDE, TILE,
+            mass = _mass_left(
+                narrow, wide, adjusted, packed, count, values, kept_ids, boundary, limit, floor, base, scale,
+                shift, WIDE, TILE,
             )  # fmt: skip
-            limit = tl.minimum(limit, ties)
-            # The boundary is a key that a token has, and so a number, only if anything equals it.
-            one = tl.exp2(_key_value(boundary, shift) * scale - base)
-            mass += tl.where(limit > 0.0, limit * one, 0.0)
-        target = p * mass
-        # Tokens under this weigh less than the 1 - p that are cut, all of them together.
-        tail = (1.0 - p) * 0.99 * mass / vocab.to(tl.float32)
-        light = to_key((base + tl.log2(tail)) / scale, shift) - 1
-        after_k = boundary
-        boundary = _search(
-            narrow, wide, adjusted, packed, count, values, kept_ids, target,
-            tl.maximum(tl.maximum(lowest, after_k) - 1, tl.maximum(nothing, light)), highest, base, scale,
-            shift, True, WIDE, TILE,
+        boundary, limit, ties = _cut_by_mass(
+            narrow, wide, adjusted, packed, count, values, kept_ids, p, mass, boundary, limit, vocab, lowest,
+            highest, floor, base, scale, shift, WIDE, TILE,
         )  # fmt: skip
-        _, above_mass, ties = _weigh(
-            narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift,
-            WIDE, TILE,
-        )  # fmt: skip
-        one = tl.exp2(_key_value(boundary, shift) * scale - base)
-        most_ties = tl.where((boundary == after_k) & (limit > 0.0), limit, ties)
-        limit = tl.minimum(tl.maximum(tl.ceil((target - above_mass) / one), 1.0), most_ties)
     token, last = _draw(
         narrow, wide, adjusted, packed, count, values, kept_ids, boundary, limit, ties, floor, word, scale,
         vocab, shift, WIDE, TILE,
@@ -105,6 +82,64 @@ def draw_cut(
     tl.store(bounds + 1, last.to(tl.float32, bitcast=True))
     tl.store(bounds + 2, floor)
     return token
+
+
+@triton.jit
+def _cut_by_count(
+    narrow, wide, adjusted, packed, count, values, kept_ids, k, lowest, highest, floor, base, scale, shift,
+    WIDE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Where the k-th largest is: the boundary, how many that equal it stay, and how many do."""
+    nothing = to_key(tl.full((), float("-inf"), tl.float32), shift)  # the key of a masked token
+    boundary = _search(
+        narrow, wide, adjusted, packed, count, values, kept_ids, k.to(tl.float32),
+        tl.maximum(lowest - 1, nothing), highest, base, scale, shift, False, WIDE, TILE,
+    )  # fmt: skip
+    above, _, ties = _weigh(
+        narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift, WIDE,
+        TILE,
+    )  # fmt: skip
+    return boundary, tl.minimum(k.to(tl.float32) - above, ties), ties
+
+
+@triton.jit
+def _mass_left(
+    narrow, wide, adjusted, packed, count, values, kept_ids, boundary, limit, floor, base, scale, shift,
+    WIDE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """The mass that min-p and top-k left."""
+    _, mass, _ = _weigh(
+        narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift, WIDE,
+        TILE,
+    )  # fmt: skip
+    # The boundary is a key that a token has, and so a number, only if anything equals it.
+    one = tl.exp2(_key_value(boundary, shift) * scale - base)
+    return mass + tl.where(limit > 0.0, limit * one, 0.0)
+
+
+@triton.jit
+def _cut_by_mass(
+    narrow, wide, adjusted, packed, count, values, kept_ids, p, mass, after_k, limit_k, vocab, lowest,
+    highest, floor, base, scale, shift, WIDE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Where the mass reaches p of what is left: the boundary, how many that equal it stay, how many do."""
+    nothing = to_key(tl.full((), float("-inf"), tl.float32), shift)
+    target = p * mass
+    # Tokens under this weigh less than the 1 - p that are cut, all of them together.
+    tail = (1.0 - p) * 0.99 * mass / vocab.to(tl.float32)
+    light = to_key((base + tl.log2(tail)) / scale, shift) - 1
+    start = tl.maximum(tl.maximum(lowest, after_k) - 1, tl.maximum(nothing, light))
+    boundary = _search(
+        narrow, wide, adjusted, packed, count, values, kept_ids, target, start, highest, base, scale, shift,
+        True, WIDE, TILE,
+    )  # fmt: skip
+    _, above, ties = _weigh(
+        narrow, wide, adjusted, packed, count, values, kept_ids, boundary, floor, base, scale, shift, WIDE,
+        TILE,
+    )  # fmt: skip
+    one = tl.exp2(_key_value(boundary, shift) * scale - base)
+    room = tl.where((boundary == after_k) & (limit_k > 0.0), limit_k, ties)
+    return boundary, tl.minimum(tl.maximum(tl.ceil((target - above) / one), 1.0), room), ties
 
 
 @triton.jit

@@ -5,7 +5,7 @@ Two launches, whatever the rows ask for, so that one graph serves any mix:
 * scan, many programs a row. Plain rows: the chunk of 8 tokens in which the winner of the race may lie, and
   a bound on all others. Rows with cut-offs: the largest logit of every group of 128 tokens, and the mass.
 * finish, one program a row. Plain rows: the exact race among the chunks found; where the bound says that a
-  winner may have been missed (a per cent of rows), that part is raced again in full. Rows with cut-offs:
+  winner may have been missed (rarely), that part is raced again in full. Rows with cut-offs:
   cut.py.
 
 Options are read on the device. Knows nothing of requests.
@@ -13,7 +13,7 @@ Options are read on the device. Knows nothing of requests.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -93,49 +93,36 @@ def sample(
         out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if workspace is None:
         workspace = make_workspace(rows, vocab, logits.device)
-    parts, span = split(rows, vocab)
-    many = parts <= 16  # rows enough to fill the GPU with a small program each
     wide, slots = (options.seeds, options.seeds) if adjusted is None else adjusted
-    _scan[(parts, rows)](
-        logits,
-        logits.stride(0),
-        vocab,
-        wide,
-        slots,
-        *options,
-        workspace.parts,
-        workspace.groups,
-        workspace.groups.shape[1],
-        span,
-        WIDE=adjusted is not None,
-        PARTS=MAX_PARTS,
-        GROUP=GROUP,
-        TILE=_TILE,
-        num_warps=4,
+    row = (logits, logits.stride(0), vocab, wide, slots, *options)
+    _launch(row, workspace, out, _SHIFT[logits.dtype], adjusted is not None)
+    return out
+
+
+def _launch(row: tuple[Any, ...], workspace: Workspace, out: Tensor, shift: int, wide: bool) -> None:
+    """Both launches. `row`: the arguments they share."""
+    parts, span = split(out.shape[0], row[2])
+    num_groups = workspace.groups.shape[1]
+    many = parts <= 16  # rows enough to fill the GPU with a small program each
+    shared = {"WIDE": wide, "PARTS": MAX_PARTS, "GROUP": GROUP}
+    _scan[(parts, out.shape[0])](
+        *row, workspace.parts, workspace.groups, num_groups, span, **shared, TILE=_TILE, num_warps=4
     )
-    _finish[(rows,)](
-        logits,
-        logits.stride(0),
-        vocab,
-        wide,
-        slots,
-        *options,
+    _finish[(out.shape[0],)](
+        *row,
         *workspace,
-        workspace.groups.shape[1],
+        num_groups,
         parts,
         span,
         out,
-        SHIFT=_SHIFT[logits.dtype],
-        WIDE=adjusted is not None,
-        PARTS=MAX_PARTS,
+        **shared,
+        SHIFT=shift,
         PARTS_USED=16 if many else MAX_PARTS,
-        GROUPS=triton.next_power_of_2(workspace.groups.shape[1]),
+        GROUPS=triton.next_power_of_2(num_groups),
         CANDIDATES=workspace.values.shape[1],
-        GROUP=GROUP,
         TILE=1024 if many else 2048,
         num_warps=4 if many else 8,
     )
-    return out
 
 
 def split(rows: int, vocab: int) -> tuple[int, int]:
