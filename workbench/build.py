@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ from workbench.engine.events import Emitter
 from workbench.engine.loop import Engine
 from workbench.engine.policies import policy_named
 from workbench.engine.scheduler import Scheduler
+from workbench.models import backend
+from workbench.models.decoder import Decoder
 from workbench.models.folder import resolve
 from workbench.models.loading import load_model
+from workbench.models.rotary import build_rotary
 from workbench.models.spec import ModelSpec, read_spec
-from workbench.runtime.batch import Batch
+from workbench.runtime.assembly import make_runner, scratch_bytes
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
-from workbench.runtime.runner import Ticket, TorchRunner
+from workbench.runtime.memory import MemoryBudget, gib, measure
 from workbench.runtime.sampler import Sampler
 from workbench.tokenizer import load_tokenizer
 
@@ -36,7 +39,7 @@ logger = logging.getLogger(__name__)
 class Built:
     """An engine and what the front door needs to know of it."""
 
-    engine: Engine[Ticket]
+    engine: Engine[Any]
     config: EngineConfig
     spec: ModelSpec
     folder: Path
@@ -56,21 +59,31 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     spec = read_spec(folder, settings.hf_overrides)
     device, described = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, spec.dtype, device)
-    config, groups = _plan_memory(settings, name, spec, device, described, dtype)
-    model = load_model(
-        folder, spec, device, dtype, settings.load_format, settings.seed, max_positions=config.max_model_len
-    )
+
+    def load(max_positions: int) -> Decoder:
+        return load_model(
+            folder, spec, device, dtype, settings.load_format, settings.seed, max_positions=max_positions
+        )
+
+    model = budget = None
+    if device.type == "cuda" and settings.num_gpu_blocks_override is None:
+        # What is left for the cache shows when the weights are there and a step has run.
+        length = model_length(settings, spec)
+        model = load(length)
+        if settings.kv_cache_memory_bytes is None:
+            budget = _measure(model, settings, described, length)
+    config, groups = _plan_memory(settings, name, spec, device, described, dtype, budget)
+    if model is None:
+        model = load(config.max_model_len)
+    elif len(model.rotary.cos_sin) != config.max_model_len:  # some scalings depend on the length served
+        model = replace(model, rotary=build_rotary(spec, config.max_model_len, device))
     try:
         store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
-        layouts = store.layouts(spec, groups)
-        batch = Batch(config.max_num_seqs, config.max_model_len, layouts, device)
+        runner = make_runner(
+            model, groups, store, config, Sampler(settings.logprobs_mode), clock, settings.enforce_eager
+        )
     except (RuntimeError, MemoryError) as error:  # torch's way to say that memory lacks
-        raise ValueError(
-            f"no memory for {config.num_blocks} KV blocks ({config.kv_cache_bytes} bytes) and"
-            f" {config.max_num_seqs} rows of {config.max_model_len} tokens: lower num_gpu_blocks_override,"
-            f" kv_cache_memory_bytes or max_num_seqs ({error})"
-        ) from error
-    runner = TorchRunner(model, groups, store, batch, Sampler(settings.logprobs_mode), clock)
+        raise ValueError(_no_memory(config, budget, error)) from error
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
     tokenizer = None
     if not settings.skip_tokenizer_init:
@@ -79,21 +92,56 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     return Built(engine, config, spec, folder, tokenizer)
 
 
+def _measure(model: Decoder, s: Settings, described: Device, length: int) -> MemoryBudget:
+    rows, tokens = step_limits(s, described)
+    scratch = 0
+    if backend.has_kernels(model.device):
+        scratch = scratch_bytes(model.spec, rows, tokens, length, model.dtype)
+    budget = measure(model, s, tokens, rows, scratch)
+    for line in budget.lines():
+        logger.info("%s", line)
+    return budget
+
+
+def _no_memory(config: EngineConfig, budget: MemoryBudget | None, error: BaseException) -> str:
+    """What to do when memory runs out while the engine is set up."""
+    what = (
+        f"no memory for {config.num_blocks} KV blocks ({config.kv_cache_bytes} bytes) and"
+        f" {config.max_num_seqs} rows of {config.max_model_len} tokens"
+    )
+    if budget is None:
+        return f"{what}: lower num_gpu_blocks_override, kv_cache_memory_bytes or max_num_seqs ({error})"
+    table = "\n  ".join(budget.lines())
+    return (
+        f"{what}: the warm-up with max_num_seqs={config.max_num_seqs} requests found too little beside the"
+        f" cache. Lower gpu_memory_utilization (to {max(0.1, budget.utilization - 0.05):.2f}, say) or"
+        f" max_num_seqs (to {max(1, config.max_num_seqs // 2)}).\n  {table}\n({error})"
+    )
+
+
 def _plan_memory(
-    s: Settings, name: str, spec: ModelSpec, device: torch.device, described: Device, dtype: torch.dtype
+    s: Settings,
+    name: str,
+    spec: ModelSpec,
+    device: torch.device,
+    described: Device,
+    dtype: torch.dtype,
+    budget: MemoryBudget | None,
 ) -> tuple[EngineConfig, tuple[KVGroup, ...]]:
     groups = kv_groups(spec)
     seqs, tokens = step_limits(s, described)
     length = model_length(s, spec)
     block_bytes = bytes_per_block(spec, groups, s.block_size, dtype)
     wanted = seqs * -(-length // s.block_size) * len(groups)
-    num_blocks = num_kv_blocks(s, device, block_bytes, wanted)
+    num_blocks = num_kv_blocks(s, block_bytes, wanted, budget.kv_cache if budget else None)
     needed = -(-length // s.block_size) * len(groups)
     remedy = f"raise kv_cache_memory_bytes to {needed * block_bytes}"
     if s.num_gpu_blocks_override is not None:
         remedy = f"raise num_gpu_blocks_override to {needed}"
     elif device.type == "cuda" and s.kv_cache_memory_bytes is None:
-        remedy = "raise gpu_memory_utilization"
+        assert budget is not None, "a GPU's cache is sized by what is left"
+        needs = gib(needed * block_bytes)
+        remedy = f"raise gpu_memory_utilization ({needs} GiB needed, {gib(budget.kv_cache)} GiB left)"
     fitting = fit_length(s, length, num_blocks, len(groups), remedy)
     if fitting < length:
         logger.warning(

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.kernels.rms_norm.reference import add_rms_norm, rms_norm
-from workbench.kernels.silu_mul.reference import silu_mul
 from workbench.models.linear import Linear, empty_linear, product
+from workbench.models.operations import Operations, operations_for
 from workbench.models.rotary import Rotary, build_rotary
 from workbench.models.spec import ModelSpec
 
@@ -62,6 +61,7 @@ class Decoder:
     spec: ModelSpec
     device: torch.device
     dtype: torch.dtype  # of weights, activations and logits
+    operations: Operations
     rotary: Rotary
     embedding: Tensor  # [vocab, hidden]
     layers: tuple[Layer, ...]
@@ -90,29 +90,26 @@ class Decoder:
         Returns:
             [T, hidden], model dtype.
         """
-        eps = self.spec.rms_norm_eps
-        residual = F.embedding(token_ids, self.embedding) if embeddings is None else embeddings
+        eps, operations = self.spec.rms_norm_eps, self.operations
+        hidden = F.embedding(token_ids, self.embedding) if embeddings is None else embeddings
         if tap:
-            residual = tap("embed", residual)
-        hidden = rms_norm(residual, self.layers[0].input_norm, eps)
+            hidden = tap("embed", hidden)
+        residual: Tensor | None = None  # the stream, without what `hidden` is about to add to it
         for number, layer in enumerate(self.layers):
-            hidden = layer.o(attend(number, layer.qkv(hidden), layer.q_norm, layer.k_norm))
+            qkv, residual = operations.project(hidden, residual, layer.input_norm, eps, layer.qkv)
+            hidden = layer.o(attend(number, qkv, layer.q_norm, layer.k_norm))
             if tap:
                 hidden = tap(f"layers.{number}.attention", hidden)
-            hidden, residual = add_rms_norm(hidden, residual, layer.post_norm, eps)
-            hidden = layer.down(silu_mul(layer.gate_up(hidden)))
+            act, residual = operations.project_gated(hidden, residual, layer.post_norm, eps, layer.gate_up)
+            hidden = layer.down(act)
             if tap:
                 hidden = tap(f"layers.{number}.mlp", hidden)
-            hidden, residual = add_rms_norm(hidden, residual, self._norm_behind(number), eps)
+        hidden = operations.norm(hidden, residual, self.norm, eps)
         return tap("norm", hidden) if tap else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden] -> [m, vocab], model dtype."""
         return self.lm_head(hidden)
-
-    def _norm_behind(self, number: int) -> Tensor:
-        last = number + 1 == len(self.layers)
-        return self.norm if last else self.layers[number + 1].input_norm
 
 
 def empty_decoder(
@@ -132,6 +129,7 @@ def empty_decoder(
         spec=spec,
         device=device,
         dtype=dtype,
+        operations=operations_for(device),
         rotary=build_rotary(spec, max_positions, device),
         embedding=embedding,
         layers=tuple(_empty_layer(spec, vector, linear) for _ in range(spec.num_layers)),

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.models import backend
+
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _PACKED_ROWS = range(4, 129)  # where the packed copy is faster
@@ -44,7 +46,7 @@ class Linear:
 def empty_linear(out_size: int, in_size: int, bias: bool, device: torch.device, dtype: torch.dtype) -> Linear:
     """Memory for a weight and its bias, to be filled through `weight` and `bias`."""
     # The bfloat16 product, unlike that of float32, is 7 times slower by [in, out].
-    if device.type == "cpu" and dtype == torch.float32:
+    if device.type == "cpu" and dtype == torch.float32 and not backend.has_kernels(device):
         weight = torch.empty(in_size, out_size, device=device, dtype=dtype).t()
     else:
         weight = torch.empty(out_size, in_size, device=device, dtype=dtype)
@@ -57,6 +59,10 @@ def product(device: torch.device, dtype: torch.dtype) -> Product:
     """What multiplies fastest on `device` in `dtype`."""
     if device.type == "cpu" and dtype != torch.float32 and not _multiplies_natively(dtype):
         return _widened
+    if backend.has_kernels(device):
+        from workbench.models.fused import product as few_or_many
+
+        return few_or_many
     return F.linear
 
 
@@ -67,6 +73,7 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """
     return (
         device.type == "cpu"
+        and not backend.has_kernels(device)
         and torch.get_num_threads() > 1
         and dtype == torch.float32
         and torch.backends.mkldnn.is_available()

@@ -45,13 +45,13 @@ def pick_dtype(asked: str, checkpoint: str, device: torch.device) -> torch.dtype
     return _DTYPES[name]
 
 
-def num_kv_blocks(s: Settings, device: torch.device, block_bytes: int, wanted: int) -> int:
-    """Blocks of the KV pool: as told, or as memory allows, at most `wanted` on a CPU."""
+def num_kv_blocks(s: Settings, block_bytes: int, wanted: int, left: int | None) -> int:
+    """Blocks of the KV pool: as told, or what memory allows; at most `wanted` on a CPU.
+
+    `left`: bytes of a GPU that are left for the pool; None: a CPU.
+    """
     if s.num_gpu_blocks_override is not None:
         return s.num_gpu_blocks_override
     if s.kv_cache_memory_bytes is not None:
         return s.kv_cache_memory_bytes // block_bytes
-    if device.type == "cpu":
-        return min(wanted, CPU_POOL // block_bytes)
-    free, total = torch.cuda.mem_get_info(device)
-    return max(0, int(total * s.gpu_memory_utilization) - (total - free)) // block_bytes
+    return min(wanted, CPU_POOL // block_bytes) if left is None else left // block_bytes

@@ -33,7 +33,7 @@ class Sampler:
     """Draws a token for each row that samples."""
 
     def __init__(self, mode: LogprobsMode) -> None:
-        self._mode = mode
+        self.mode = mode
 
     def sample(
         self, logits: Tensor, rows: Longs, lengths: Longs, additions: Mapping[int, Addition], tokens: Tensor
@@ -58,13 +58,11 @@ class Sampler:
             chosen = draw(shaped, options)
         if not wanted:
             return Sampled(chosen, None)
-        source = raw if self._mode.startswith("raw") else shaped
-        return Sampled(
-            chosen, top_logprobs(source, chosen, max(wanted), logits=self._mode.endswith("logits"))
-        )
+        source = raw if self.mode.startswith("raw") else shaped
+        return Sampled(chosen, top_logprobs(source, chosen, max(wanted), logits=self.mode.endswith("logits")))
 
 
-def to_columns(logprobs: tuple[Tensor, Tensor, Tensor, Tensor]) -> LogprobColumns:
+def to_columns(logprobs: tuple[Tensor, ...]) -> LogprobColumns:
     """Bring logprobs to the host."""
     sampled, ranks, ids, best = (tensor.cpu().numpy() for tensor in logprobs)
     return LogprobColumns(sampled, ranks.astype(np.int32), ids.astype(np.int32), best)
@@ -88,7 +86,7 @@ def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Opt
 
 def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, tokens: Tensor) -> Tensor:
     """Everything but temperature and cut-offs, for the rows that asked for it."""
-    touched = [line for line, a in enumerate(asked) if _is_adjusted(a.params)]
+    touched = [line for line, a in enumerate(asked) if is_adjusted(a.params)]
     if not touched:
         return logits
     logits = logits.clone()  # float() of float32 logits is those logits, and raw logprobs need them
@@ -101,7 +99,7 @@ def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, 
     return logits
 
 
-def _is_adjusted(p: SamplingParams) -> bool:
+def is_adjusted(p: SamplingParams) -> bool:
     plain = p.repetition_penalty == 1 and not p.frequency_penalty and not p.presence_penalty
     return not plain or p.min_tokens > 0 or bool(p.logit_bias) or p.allowed_token_ids is not None
 

@@ -1,0 +1,130 @@
+"""The kernels' runner gives the tokens of transformers, however a step is made up.
+
+Through the interpreter on a CPU, where everything but the graphs runs; compiled, with graphs, on a GPU.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.llm import tiny
+from workbench import LLM, SamplingParams
+from workbench.models import backend
+from workbench.runtime import device_batch, graphs
+from workbench.runtime.graphs import DecodeGraphs
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COUNT = 4
+
+
+@pytest.fixture(autouse=True)
+def _kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "has_kernels", lambda device: True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {family: tiny.write_model(family, root / family) for family in tiny.FAMILIES}
+
+
+def prompts(count: int) -> list[list[int]]:
+    dice = random.Random(3)
+    shared = [dice.randrange(3, tiny.VOCAB) for _ in range(18)]
+    return [shared + [dice.randrange(3, tiny.VOCAB) for _ in range(1 + 5 * i)] for i in range(count)]
+
+
+def open_llm(folder: Path, **settings) -> LLM:
+    settings = {"max_model_len": 96, "max_num_seqs": 4, "num_gpu_blocks_override": 48} | settings
+    return LLM(
+        str(folder), device=DEVICE, dtype="float32", block_size=8, skip_tokenizer_init=True, **settings
+    )
+
+
+class Again:
+    """A graph's stand-in on a CPU: what was recorded is done anew, for the lines it was recorded for."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.replay = action
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen3", {"async_scheduling": False}),
+        ("qwen2", {"async_scheduling": True, "max_num_batched_tokens": 16}),  # two KV groups
+        ("mistral", {"async_scheduling": True, "num_gpu_blocks_override": 20}),
+    ],
+    ids=["synchronous", "overlapped, chunked", "overlapped, tight"],
+)
+def test_greedy_tokens_equal_transformers(folders: dict[str, Path], family: str, settings: dict) -> None:
+    oracle = tiny.load(folders[family])
+    with open_llm(folders[family], **settings) as llm:
+        params = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
+        outputs = llm.generate(prompts(4), params, use_tqdm=False)
+    for prompt, output in zip(prompts(4), outputs, strict=True):
+        expected = tiny.greedy(oracle, prompt, COUNT)
+        assert list(output.outputs[0].token_ids)[: len(expected)] == expected
+
+
+def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_token(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "recorder_for", lambda device: Again)
+    monkeypatch.setattr(graphs, "ladder", lambda most: [3, most])
+    monkeypatch.setattr(device_batch, "SHARED_BLOCKS", 1)
+    monkeypatch.setattr(device_batch, "SHARING_ROWS", 2)
+    sizes: list[tuple[int, bool]] = []
+    pair = DecodeGraphs.pair
+
+    def watched(self: DecodeGraphs, size: int, sharing: bool) -> graphs.Pair:
+        sizes.append((size, sharing))
+        return pair(self, size, sharing)
+
+    oracle = tiny.load(folders["llama"])
+    with open_llm(folders["llama"]) as llm:
+        monkeypatch.setattr(DecodeGraphs, "pair", watched)
+        lengths = [2, 3, 4, 4]
+        params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
+        outputs = llm.generate(prompts(4), params, use_tqdm=False)
+    assert (4, True) in sizes, "four rows that share blocks"
+    assert (3, True) in sizes, "two rows in a graph of three lines"
+    for prompt, output, length in zip(prompts(4), outputs, lengths, strict=True):
+        expected = tiny.greedy(oracle, prompt, length)
+        assert list(output.outputs[0].token_ids)[: len(expected)] == expected
+
+
+def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same seeds, same draws: with temperature, cut-offs, penalties, bias and logprobs in one batch."""
+    params = [
+        SamplingParams(temperature=0.8, seed=1, max_tokens=COUNT, ignore_eos=True, logprobs=2),
+        SamplingParams(temperature=1.0, top_p=0.9, top_k=20, seed=2, max_tokens=COUNT, ignore_eos=True),
+        SamplingParams(temperature=0.7, min_p=0.05, seed=3, max_tokens=COUNT, ignore_eos=True),
+        SamplingParams(
+            temperature=0.9, repetition_penalty=1.3, logit_bias={7: 2.0}, min_tokens=3, seed=4,
+            max_tokens=COUNT, ignore_eos=True,
+        ),
+    ]  # fmt: skip
+    found = []
+    for kernels in (True, False):
+        monkeypatch.setattr(backend, "has_kernels", lambda device, there=kernels: there)
+        with open_llm(folders["llama"]) as llm:
+            # First without the one that asks for more than a draw, then all together.
+            alone = llm.generate(prompts(3), params[:3], use_tqdm=False)
+            outputs = alone + llm.generate(prompts(4), params, use_tqdm=False)
+        found.append([(list(o.outputs[0].token_ids), o.outputs[0].logprobs) for o in outputs])
+    for (ids, logprobs), (expected, expected_logprobs) in zip(*found, strict=True):
+        assert ids == expected
+        assert (logprobs is None) == (expected_logprobs is None)
+        for line, expected_line in zip(logprobs or (), expected_logprobs or (), strict=True):
+            assert list(line) == list(expected_line)
+            for token, value in line.items():
+                assert value.logprob == pytest.approx(expected_line[token].logprob, abs=1e-4)
+                assert value.rank == expected_line[token].rank

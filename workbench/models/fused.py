@@ -1,0 +1,62 @@
+"""A layer's operations by the project's kernels. Imported where there is a GPU, or a test asks.
+
+Which of two ways a product takes depends on the number of rows alone, so that a graph captured for it holds.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.kernels.linear.kernel import few, few_rows
+from workbench.kernels.rms_norm.kernel import add_rms_norm, rms_norm
+from workbench.kernels.silu_mul.kernel import silu_mul
+from workbench.models.linear import Linear
+from workbench.models.operations import Projected
+
+
+class FusedOperations:
+    """One kernel where rows are few; norm, product and gate where they are many."""
+
+    def project(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
+    ) -> Projected:
+        if few(x.shape[0], linear.weight):
+            return _few(x, residual, norm, eps, linear, gated=False)
+        if residual is None:
+            return Projected(linear(rms_norm(x, norm, eps)), x)
+        hidden, residual = add_rms_norm(x, residual, norm, eps)
+        return Projected(linear(hidden), residual)
+
+    def project_gated(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
+    ) -> Projected:
+        if few(x.shape[0], linear.weight):
+            return _few(x, residual, norm, eps, linear, gated=True)
+        y, residual = self.project(x, residual, norm, eps, linear)
+        return Projected(silu_mul(y), residual)
+
+    def norm(self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, norm, eps) if residual is None else add_rms_norm(x, residual, norm, eps).y
+
+
+def _few(
+    x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear, gated: bool
+) -> Projected:
+    y, total = few_rows(x, linear.weight, linear.bias, residual, norm, eps, gated)
+    return Projected(y, x if total is None else total)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x @ weight.T + bias by whichever is faster for so many rows."""
+    return few_rows(x, weight, bias).y if few(x.shape[0], weight) else F.linear(x, weight, bias)
+
+
+def product_into(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """The same, written to `out` [T, out]."""
+    if few(x.shape[0], weight):
+        return few_rows(x, weight, bias, out=out).y
+    if bias is None:
+        return torch.mm(x, weight.t(), out=out)
+    return torch.addmm(bias, x, weight.t(), out=out)

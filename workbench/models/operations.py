@@ -1,0 +1,72 @@
+"""What a layer is made of, as one device computes it: torch on a CPU, the project's kernels on a GPU.
+
+A projection comes with what stands before it (residual stream, norm) and behind it (gate), for where rows are
+few one kernel does it all. Knows no layer, no cache.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from workbench.kernels.rms_norm.reference import add_rms_norm, rms_norm
+from workbench.kernels.silu_mul.reference import silu_mul
+from workbench.models import backend
+from workbench.models.linear import Linear
+
+
+class Projected(NamedTuple):
+    y: Tensor  # [T, out]; gated: [T, out / 2]
+    residual: Tensor  # [T, hidden]; the stream behind the addition
+
+
+class Operations(Protocol):
+    """x joins the residual stream, the sum is normed, the norm is projected: each a new tensor."""
+
+    def project(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
+    ) -> Projected:
+        """x [T, hidden] + residual (None: x is the stream), RMS norm, product."""
+        ...
+
+    def project_gated(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
+    ) -> Projected:
+        """The same, then silu(first half) * second half."""
+        ...
+
+    def norm(self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Tensor:
+        """The same without a product: [T, hidden]."""
+        ...
+
+
+class TorchOperations:
+    """In torch, one after the other."""
+
+    def project(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
+    ) -> Projected:
+        if residual is None:
+            return Projected(linear(rms_norm(x, norm, eps)), x)
+        hidden, residual = add_rms_norm(x, residual, norm, eps)
+        return Projected(linear(hidden), residual)
+
+    def project_gated(
+        self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
+    ) -> Projected:
+        y, residual = self.project(x, residual, norm, eps, linear)
+        return Projected(silu_mul(y), residual)
+
+    def norm(self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, norm, eps) if residual is None else add_rms_norm(x, residual, norm, eps).y
+
+
+def operations_for(device: torch.device) -> Operations:
+    """What computes fastest on a device."""
+    if not backend.has_kernels(device):
+        return TorchOperations()
+    from workbench.models.fused import FusedOperations
+
+    return FusedOperations()

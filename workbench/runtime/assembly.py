@@ -1,0 +1,74 @@
+"""Puts a runner together for a device: the project's kernels where they run, plain torch elsewhere."""
+
+from __future__ import annotations
+
+import torch
+
+from workbench.cache.manager import KVGroup
+from workbench.config import EngineConfig
+from workbench.engine.clock import Clock
+from workbench.engine.loop import Runner
+from workbench.models import backend
+from workbench.models.decoder import Decoder
+from workbench.models.spec import ModelSpec
+from workbench.runtime.kv_store import KVStore
+from workbench.runtime.sampler import Sampler
+
+
+def make_runner(
+    model: Decoder,
+    groups: tuple[KVGroup, ...],
+    store: KVStore,
+    config: EngineConfig,
+    sampler: Sampler,
+    clock: Clock,
+    eager: bool,
+) -> Runner:
+    """What computes plans on the model's device. `eager`: no graphs."""
+    if not backend.has_kernels(model.device):
+        from workbench.runtime.batch import Batch
+        from workbench.runtime.runner import TorchRunner
+
+        layouts = store.layouts(model.spec, groups)
+        batch = Batch(config.max_num_seqs, config.max_model_len, layouts, model.device)
+        return TorchRunner(model, groups, store, batch, sampler, clock)
+    return _kernel_runner(model, groups, store, config, sampler, clock, eager)
+
+
+def _kernel_runner(
+    model: Decoder,
+    groups: tuple[KVGroup, ...],
+    store: KVStore,
+    config: EngineConfig,
+    sampler: Sampler,
+    clock: Clock,
+    eager: bool,
+) -> Runner:
+    from workbench.runtime import graphs as captured
+    from workbench.runtime.device_batch import DeviceBatch
+    from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
+    from workbench.runtime.kernel_step import KernelStep
+    from workbench.runtime.step_arrays import Staging, num_words
+
+    rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
+    layouts = store.layouts(model.spec, groups)
+    batch = DeviceBatch(rows, config.max_model_len, layouts, model.device)
+    staging = Staging(num_words(rows, len(groups)), model.device, IN_FLIGHT)
+    step = KernelStep(model, groups, store, batch, staging.memory, max(tokens, rows))
+    graphs, record = None, None if eager else captured.recorder_for(model.device)
+    if record is not None:
+        graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record)
+        with torch.inference_mode():
+            graphs.capture()
+    return KernelRunner(step, batch, staging, sampler, graphs, clock)
+
+
+def scratch_bytes(spec: ModelSpec, rows: int, tokens: int, length: int, dtype: torch.dtype) -> int:
+    """Device memory a runner takes for itself, beside weights, activations and KV blocks."""
+    from workbench.kernels.attention.kernel import space_bytes
+    from workbench.kernels.sample.kernel import CANDIDATES, GROUP, MAX_PARTS
+
+    attention = space_bytes(rows, tokens, spec.num_heads, spec.num_kv_heads, spec.head_dim)
+    logits = rows * spec.vocab_size * dtype.itemsize
+    sampling = rows * (4 * 3 * MAX_PARTS + 8 * -(-spec.vocab_size // GROUP) + 8 * CANDIDATES)
+    return attention + logits + sampling + 4 * rows * length + 24 * tokens

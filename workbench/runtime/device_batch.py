@@ -1,0 +1,130 @@
+"""The batch as it lives on the device: tokens, block tables and sampling options, a line for each batch row.
+
+Only differences travel: what enters is copied when it enters, what grows with the step's packed array, and a
+sampled token is written where the next step reads it, without the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.cache.pool import NULL_BLOCK
+from workbench.engine.plan import Addition, Growth, StepPlan
+from workbench.kernels.attention.reference import Layout
+from workbench.kernels.sample.reference import Options
+from workbench.runtime.sampler import is_adjusted
+
+SHARED_BLOCKS = 8  # so long a common prefix has to be to be read apart
+SHARING_ROWS = 8  # and so many requests have to share it
+
+
+class DeviceBatch:
+    """What a plan's differences are applied to."""
+
+    def __init__(
+        self, max_rows: int, max_length: int, layouts: Sequence[Layout], device: torch.device
+    ) -> None:
+        """`layouts`: of the KV groups, which share a block size."""
+        self.layouts = tuple(layouts)
+        self.block_size = layouts[0].block_size
+        self.device = device
+        max_blocks = -(-max_length // self.block_size)
+        self.tokens = torch.zeros((max_rows, max_length), dtype=torch.int32, device=device)
+        self.tables = tuple(
+            torch.full((max_rows, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device) for _ in layouts
+        )
+        self._floats = torch.zeros((3, max_rows), device=device)  # temperature, top_p, min_p
+        self._longs = torch.zeros((2, max_rows), dtype=torch.int64, device=device)  # top_k, seed
+        self.additions: dict[int, Addition] = {}  # by row
+        self.special: set[int] = set()  # rows that want more than a token drawn from their logits
+        self._first_blocks: dict[int, np.ndarray] = {}  # of the first group, by row: where a prefix is shared
+        self._shared: int | None = None  # of the present members; None: not counted yet
+
+    def clear(self) -> None:
+        self.additions.clear()
+        self.special.clear()
+        self._first_blocks.clear()
+        self._shared = None
+
+    def apply(self, plan: StepPlan) -> None:
+        """Members leave and enter; growth comes with the packed array, or by `grow`."""
+        for row in plan.removed.tolist():
+            del self.additions[row]
+            del self._first_blocks[row]
+            self.special.discard(row)
+        if plan.added:
+            self._enter(plan.added)
+        if plan.added or len(plan.removed):
+            self._shared = None
+
+    def _enter(self, added: Sequence[Addition]) -> None:
+        for addition in added:
+            self.additions[addition.row] = addition
+            self._first_blocks[addition.row] = addition.blocks[0]
+            if addition.params.logprobs is not None or is_adjusted(addition.params):
+                self.special.add(addition.row)
+        rows = np.array([addition.row for addition in added], np.int64)
+        self._scatter(self.tokens, rows, [addition.token_ids for addition in added])
+        for group, table in enumerate(self.tables):
+            self._scatter(table, rows, [addition.blocks[group] for addition in added])
+        on_device = torch.from_numpy(rows).to(self.device)
+        params = [addition.params for addition in added]
+        floats = np.array(
+            [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]],
+            np.float32,
+        )
+        longs = np.array([[p.top_k for p in params], [addition.seed for addition in added]], np.int64)
+        self._floats.index_copy_(1, on_device, torch.from_numpy(floats).to(self.device))
+        self._longs.index_copy_(1, on_device, torch.from_numpy(longs).to(self.device))
+
+    def _scatter(self, table: Tensor, rows: np.ndarray, lines: list[np.ndarray]) -> None:
+        """table[row, : len(line)] = line, for all of them in one copy."""
+        counts = np.array([len(line) for line in lines])
+        total = int(counts.sum())
+        if not total:
+            return
+        first = rows * table.shape[1] - (np.cumsum(counts) - counts)
+        places = np.repeat(first, counts) + np.arange(total)
+        values = torch.from_numpy(np.concatenate(lines)).to(self.device)
+        table.view(-1).index_copy_(0, torch.from_numpy(places).to(self.device), values)
+
+    def grow(self, grown: Sequence[Growth]) -> None:
+        """Growth that had no room in the packed array."""
+        for table, growth in zip(self.tables, grown, strict=True):
+            rows, places, blocks = (
+                torch.from_numpy(np.ascontiguousarray(column)).to(self.device) for column in growth
+            )
+            table.index_put_((rows.long(), places.long()), blocks)
+
+    def options(self, rows: Tensor, lengths: Tensor) -> Options:
+        """The sampling options of some rows [m] int32, as the kernels take them."""
+        floats, longs = self._floats.index_select(1, rows), self._longs.index_select(1, rows)
+        return Options(floats[0], longs[0], floats[1], floats[2], longs[1], lengths)
+
+    def shared_blocks(self, plan: StepPlan) -> int:
+        """Leading blocks all rows of a plan of decodes have in common; 0 where it is not worth the while."""
+        if len(plan.rows) < SHARING_ROWS or self.layouts[0].window is not None or len(self.layouts) > 1:
+            return 0
+        if len(plan.rows) != len(self._first_blocks):
+            return 0  # some wait for their turn; the common beginning of the others is theirs alone
+        if self._shared is None:
+            self._shared = _common(list(self._first_blocks.values()))
+        shared = min(self._shared, int(plan.starts.min()) // self.block_size)
+        return shared if shared >= SHARED_BLOCKS else 0
+
+
+def _common(tables: Sequence[np.ndarray]) -> int:
+    """Leading blocks that all tables begin with."""
+    length = min(map(len, tables))
+    first = tables[0]
+    for table in tables[1:]:
+        if length == 0 or first[0] != table[0]:
+            return 0
+        differs = (first[:length] != table[:length]).nonzero()[0]
+        if len(differs):
+            length = int(differs[0])
+    return length

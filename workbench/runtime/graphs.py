@@ -1,0 +1,98 @@
+"""Decode steps captured as CUDA graphs, over a ladder of sizes; a batch takes the next larger one.
+
+Two graphs a size, forward and draw: what has to happen between the two does.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+from workbench.runtime.kernel_attention import Bounds
+from workbench.runtime.kernel_step import KernelStep
+
+Action = Callable[[], None]
+
+
+class Replay(Protocol):
+    """An action that was recorded."""
+
+    def replay(self) -> None:
+        """Do it again, on whatever its memory holds now."""
+        ...
+
+
+class Pair(NamedTuple):
+    forward: Replay
+    draw: Replay
+
+
+def ladder(most: int) -> list[int]:
+    """Sizes up to `most`, ascending: about an eighth of a batch is padding at worst, from 16 rows on."""
+    sizes = [1, 2, 3, 4, 6, 8, 12, 16]
+    while sizes[-1] < most:
+        sizes.append(sizes[-1] + max(8, sizes[-1] // 64 * 8))
+    return [size for size in sizes if size < most] + [most]
+
+
+class DecodeGraphs:
+    """Graphs of steps in which every line computes one token."""
+
+    def __init__(
+        self, step: KernelStep, most: int, max_length: int, record: Callable[[Action], Replay]
+    ) -> None:
+        """`most`: lines of the largest; `max_length`: longest context any replay may see."""
+        self._step = step
+        self._bounds = Bounds(1, max_length)
+        self._sizes = ladder(most)
+        self._record = record
+        self._pairs: dict[tuple[int, bool], Pair] = {}
+
+    def capture(self) -> None:
+        """All sizes, the largest first, so that the smaller ones live in its memory."""
+        sizes = self._sizes[::-1]
+        for size in tqdm(sizes, desc="Capturing graphs", unit="graph", leave=False):
+            self.pair(size, sharing=False)
+
+    def size_for(self, lines: int) -> int | None:
+        """The size that serves so many lines; None where there is none."""
+        place = bisect_left(self._sizes, lines)
+        return self._sizes[place] if place < len(self._sizes) else None
+
+    def pair(self, size: int, sharing: bool) -> Pair:
+        """The graphs of a size; those that read a shared prefix once are captured when one is met.
+
+        A capture computes the step that is packed now, which may be computed again without harm.
+        """
+        key = (size, sharing)
+        if key not in self._pairs:
+            step, bounds = self._step, self._bounds
+            forward = self._record(lambda: step.forward(size, size, size, bounds, sharing))
+            draw = self._record(lambda: step.draw(size, size))
+            self._pairs[key] = Pair(forward, draw)
+        return self._pairs[key]
+
+
+class CudaRecorder:
+    """Captures actions as CUDA graphs that share one pool of memory, for they never run at once."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, action: Action) -> Replay:
+        # Once for real: kernels are compiled and loaded, and libraries set up, outside the capture.
+        action()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            action()
+        return graph
+
+
+def recorder_for(device: torch.device) -> Callable[[Action], Replay] | None:
+    """What captures actions on a device; None where nothing does."""
+    return CudaRecorder() if device.type == "cuda" else None

@@ -1,0 +1,85 @@
+"""Attention of one step by the project's kernels: norm, rotary and write into the cache, then attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workbench.cache.manager import KVGroup
+from workbench.kernels.attention.kernel import Ragged, Space, attend
+from workbench.kernels.rotary.kernel import qk_rotary_write
+from workbench.models.decoder import Decoder
+from workbench.runtime.kv_store import KVStore
+
+
+class Flat(NamedTuple):
+    """A step's tokens, laid out on the device; T of them, padding at the end."""
+
+    token_ids: Tensor  # [T] int64
+    positions: Tensor  # [T] int64
+    slots: tuple[Tensor, ...]  # per KV group [T] int64; where keys and values are written
+
+
+class Bounds(NamedTuple):
+    """What the host knows of a step, or promises of every step a graph is replayed for."""
+
+    count: int  # type: ignore[assignment]  # most tokens of one request; shadows tuple.count
+    length: int  # longest context, this step's tokens included
+
+
+class KernelAttention:
+    """One step's attention, for every layer."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        groups: Sequence[KVGroup],
+        store: KVStore,
+        flat: Flat,
+        ragged: Sequence[Ragged],
+        bounds: Bounds,
+        space: Space,
+    ) -> None:
+        """`ragged`: per KV group."""
+        self._spec = model.spec
+        self._cos_sin = model.rotary.cos_sin
+        self._groups = groups
+        self._store = store
+        self._flat = flat
+        self._ragged = ragged
+        self._bounds = bounds
+        self._space = space
+        self._group_of = {layer: index for index, group in enumerate(groups) for layer in group.layers}
+        self._scale = model.spec.head_dim**-0.5
+
+    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        """[T, (heads + 2 * kv_heads) * head_dim] -> [T, heads * head_dim]."""
+        spec, cache, group = self._spec, self._store.layer(layer), self._group_of[layer]
+        query = qk_rotary_write(
+            qkv,
+            self._flat.positions,
+            self._cos_sin,
+            cache,
+            self._flat.slots[group],
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            q_norm,
+            k_norm,
+            spec.rms_norm_eps,
+        )
+        out = torch.empty((len(qkv), spec.num_heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
+        return attend(
+            query,
+            cache,
+            self._ragged[group],
+            self._scale,
+            self._groups[group].window,
+            self._bounds.count,
+            self._bounds.length,
+            self._space,
+            out,
+        )

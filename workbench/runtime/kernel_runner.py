@@ -1,0 +1,176 @@
+"""Computes plans on a GPU with the project's kernels: decodes by graph, everything else launched one by one.
+
+A launch queues a step and returns; its tokens stay on the device, where the next step finds them, and travel
+to the host by themselves. Knows rows and plans; nothing of requests or schedules.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.engine.clock import Clock
+from workbench.engine.plan import Ints, StepPlan
+from workbench.engine.result import LogprobColumns, StepResult
+from workbench.kernels.logprobs.kernel import logprobs
+from workbench.kernels.step_inputs.kernel import append
+from workbench.runtime.device_batch import DeviceBatch
+from workbench.runtime.graphs import DecodeGraphs
+from workbench.runtime.kernel_attention import Bounds
+from workbench.runtime.kernel_step import KernelStep
+from workbench.runtime.sampler import Sampled, Sampler, is_adjusted, to_columns
+from workbench.runtime.step_arrays import Staging, fits
+
+Columns = tuple[Tensor, ...]  # sampled, ranks, top ids, top logprobs
+
+IN_FLIGHT = 4  # steps whose memory on the host is kept apart
+
+
+class Moment:
+    """A point in the order of the device's work: an event on a GPU, the clock elsewhere."""
+
+    def __init__(self, on_gpu: bool, clock: Clock) -> None:
+        self._event = torch.cuda.Event(enable_timing=True) if on_gpu else None
+        self._clock = clock
+        self._at = 0.0
+
+    def record(self) -> None:
+        if self._event is None:
+            self._at = self._clock()
+        else:
+            self._event.record()
+
+    def wait(self) -> None:
+        if self._event is not None:
+            self._event.synchronize()
+
+    def since(self, other: Moment) -> float:
+        """Seconds between the two on the device."""
+        if self._event is None or other._event is None:
+            return self._at - other._at
+        return float(other._event.elapsed_time(self._event)) / 1e3
+
+
+class KernelTicket(NamedTuple):
+    """A step that was launched."""
+
+    index: int  # type: ignore[assignment]  # shadows tuple.index, unused here
+    rows: Ints
+    token_ids: Tensor  # [m] int64, host; good once `done` has happened
+    logprobs: Columns | None  # host, as `to_columns` takes them; good then too
+    launch_s: float
+    begun: Moment
+    done: Moment
+
+
+class KernelRunner:
+    """One model, one KV store, one batch on the device."""
+
+    def __init__(
+        self,
+        step: KernelStep,
+        batch: DeviceBatch,
+        staging: Staging,
+        sampler: Sampler,
+        graphs: DecodeGraphs | None,
+        clock: Clock,
+    ) -> None:
+        """`graphs`: None launches everything one by one."""
+        self._step = step
+        self._batch = batch
+        self._staging = staging
+        self._sampler = sampler
+        self._graphs = graphs
+        self._clock = clock
+        on_gpu = batch.device.type == "cuda"
+        self._host = [
+            torch.zeros(len(batch.tokens), dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)
+        ]
+        self._moments = [(Moment(on_gpu, clock), Moment(on_gpu, clock)) for _ in range(IN_FLIGHT)]
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> KernelTicket:
+        """Queue a plan's computation."""
+        began, turn = self._clock(), plan.index % IN_FLIGHT
+        begun, done = self._moments[turn]
+        begun.record()
+        self._batch.apply(plan)
+        sampling = int(plan.samples.sum())
+        columns = self._run(plan, sampling)
+        if columns is not None:
+            columns = tuple(map(_to_host, columns))
+        host = self._host[turn][:sampling]
+        host.copy_(self._step.token_ids[:sampling], non_blocking=True)
+        done.record()
+        return KernelTicket(plan.index, plan.rows[plan.samples], host, columns, began, begun, done)
+
+    def _run(self, plan: StepPlan, sampling: int) -> Columns | None:
+        lines = len(plan.rows)
+        decodes = sampling == lines and int(plan.counts.max()) == 1
+        shared = self._batch.shared_blocks(plan) if decodes else 0
+        size = self._graphs.size_for(lines) if self._graphs and decodes else None
+        self._staging.send(plan, size or lines, shared)
+        if not fits(plan, size or lines):
+            self._batch.grow(plan.grown)
+        if size is not None and self._graphs is not None:
+            forward, draw = self._graphs.pair(size, shared > 0)
+            forward.replay()
+        else:
+            bounds = Bounds(int(plan.counts.max()), int((plan.starts + plan.counts).max()))
+            self._step.forward(lines, plan.num_tokens, sampling, bounds, shared > 0)
+        if not sampling:
+            return None
+        special = self._batch.special
+        asked = special.intersection(plan.rows[plan.samples].tolist()) if special else ()
+        params = [self._batch.additions[row].params for row in asked]
+        wanted = max((p.logprobs for p in params if p.logprobs is not None), default=None)
+        raw = self._sampler.mode.startswith("raw")
+        if any(map(is_adjusted, params)) or (wanted is not None and not raw):
+            return self._draw_in_torch(plan, sampling)
+        if size is not None:
+            draw.replay()
+        else:
+            self._step.draw(lines, sampling)
+        if wanted is None:
+            return None
+        as_logits = self._sampler.mode == "raw_logits"
+        drawn = self._step.token_ids[:sampling]
+        return logprobs(self._step.logits[:sampling], drawn, wanted, as_logits=as_logits)
+
+    def _draw_in_torch(self, plan: StepPlan, sampling: int) -> Columns | None:
+        """What the kernels do not do yet: penalties, biases, allowed ids, logprobs of processed logits."""
+        rows = plan.rows[plan.samples].astype(np.int64)
+        lengths = (plan.starts + plan.counts)[plan.samples].astype(np.int64)
+        step, batch = self._step, self._batch
+        sampled: Sampled = self._sampler.sample(
+            step.logits[:sampling], rows, lengths, batch.additions, batch.tokens
+        )
+        step.token_ids[:sampling].copy_(sampled.token_ids)
+        where = (torch.from_numpy(column.astype(np.int32)).to(batch.device) for column in (rows, lengths))
+        append(batch.tokens, *where, sampled.token_ids)
+        return sampled.logprobs
+
+    def collect(self, ticket: KernelTicket) -> StepResult:
+        """Wait for a step; its tokens are on the host then."""
+        ticket.done.wait()
+        token_ids = ticket.token_ids.numpy().astype(np.int32)
+        columns: LogprobColumns | None = None if ticket.logprobs is None else to_columns(ticket.logprobs)
+        device_s = ticket.done.since(ticket.begun)
+        return StepResult(
+            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s
+        )
+
+    def reset(self) -> None:
+        """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
+        self._batch.clear()
+
+
+def _to_host(column: Tensor) -> Tensor:
+    """A copy that is under way, in the order of the device's work."""
+    if column.device.type == "cpu":
+        return column
+    host = torch.empty(column.shape, dtype=column.dtype, pin_memory=True)
+    return host.copy_(column, non_blocking=True)

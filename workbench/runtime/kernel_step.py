@@ -1,0 +1,104 @@
+"""A step by the project's kernels, in two halves: from the packed array to logits, from logits to tokens.
+
+Each half reads only memory whose place never changes, so that it may run now or be captured as a graph.
+Grammar masks and the like may change the logits in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workbench.cache.manager import KVGroup
+from workbench.kernels.attention.kernel import Ragged, make_space
+from workbench.kernels.sample.kernel import make_workspace, sample
+from workbench.kernels.step_inputs.kernel import append, apply_growth, lay_out
+from workbench.models.decoder import Decoder
+from workbench.models.fused import product_into
+from workbench.runtime.device_batch import DeviceBatch
+from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
+from workbench.runtime.kv_store import KVStore
+from workbench.runtime.step_arrays import StepArrays, views
+
+
+class KernelStep:
+    """What a step runs, and the memory all steps share."""
+
+    def __init__(
+        self,
+        model: Decoder,
+        groups: Sequence[KVGroup],
+        store: KVStore,
+        batch: DeviceBatch,
+        packed: Tensor,
+        max_tokens: int,
+    ) -> None:
+        """`packed`: the device's packed array. `max_tokens`: most tokens of a step."""
+        spec, rows = model.spec, len(batch.tokens)
+        self._model = model
+        self._groups = groups
+        self._store = store
+        self._batch = batch
+        self._packed = packed
+
+        def longs(count: int) -> Tensor:
+            return torch.zeros(count, dtype=torch.int64, device=batch.device)
+
+        self._token_ids = longs(max_tokens)
+        self._positions = longs(max_tokens)
+        self._slots = tuple(longs(max_tokens) for _ in groups)
+        self._space = make_space(
+            rows, max_tokens, spec.num_heads, spec.num_kv_heads, spec.head_dim, batch.device
+        )
+        self._workspace = make_workspace(rows, spec.vocab_size, batch.device)
+        self.logits = torch.zeros((rows, spec.vocab_size), dtype=model.dtype, device=batch.device)
+        self.token_ids = longs(rows)  # what the sampling lines drew
+
+    def arrays(self, lines: int) -> StepArrays:
+        """The packed array's fields for a step of so many lines."""
+        return views(self._packed, lines, len(self._groups))
+
+    def forward(self, lines: int, tokens: int, sampling: int, bounds: Bounds, sharing: bool) -> None:
+        """Compute the packed step's tokens; the logits of its first `sampling` lines are in `logits`.
+
+        Args:
+            lines: the packed array's lines.
+            tokens: places for tokens, at least as many as the lines have.
+            sampling: lines that yield a token; 0: none.
+            bounds: of every batch this is run for.
+            sharing: whether a shared prefix is looked at; else the one in the array counts for nothing.
+        """
+        batch, arrays = self._batch, self.arrays(lines)
+        apply_growth(batch.tables, *arrays.grown.unbind(0))
+        flat = Flat(
+            self._token_ids[:tokens], self._positions[:tokens], tuple(slots[:tokens] for slots in self._slots)
+        )
+        lay_out(
+            arrays.rows,
+            arrays.starts,
+            arrays.begins,
+            batch.tokens,
+            batch.tables,
+            batch.block_size,
+            *flat,
+        )
+        shared = arrays.shared if sharing else None
+        ragged = [Ragged(arrays.rows, arrays.starts, arrays.begins, table, shared) for table in batch.tables]
+        attention = KernelAttention(self._model, self._groups, self._store, flat, ragged, bounds, self._space)
+        hidden = self._model.forward(flat.token_ids, flat.positions, attention)
+        if sampling:
+            last = hidden if bounds.count == 1 and sampling == tokens else hidden[arrays.last[:sampling]]
+            head = self._model.lm_head
+            product_into(last, head.weight, head.bias, self.logits[:sampling])
+
+    def draw(self, lines: int, sampling: int) -> None:
+        """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch."""
+        arrays = self.arrays(lines)
+        lengths = arrays.lengths[:sampling]
+        options = self._batch.options(arrays.option_rows[:sampling], lengths)
+        ids = sample(
+            self.logits[:sampling], options, workspace=self._workspace, out=self.token_ids[:sampling]
+        )
+        append(self._batch.tokens, arrays.token_rows[:sampling], lengths, ids)
