@@ -20,18 +20,20 @@ class Result(NamedTuple):
     title: str
     rows: list[Row]  # a line each of the table and of the CSV
     summary: dict[str, Any]  # beside the rows in the JSON object
+    shown: Sequence[str] | None = None  # columns of the table, where the rows have more; None: all
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one benchmark; 0 when it ran to its end."""
     arguments = _parser().parse_args(argv)
     result: Result = arguments.run(arguments)
-    say(result.title, *format_table(list(result.rows[0]), [list(row.values()) for row in result.rows]))
+    shown = list(result.shown or result.rows[0])
+    say(result.title, *format_table(shown, [[row[name] for name in shown] for row in result.rows]))
     say(*(f"{name} = {value}" for name, value in result.summary.items()))
-    if arguments.output:
-        append(arguments.output, result.rows)
     if arguments.json:
         say(json.dumps({"rows": result.rows, **result.summary}))
+    if arguments.output:  # last: whatever is wrong with the file, the figures have been told
+        append(arguments.output, result.rows)
     return 0
 
 
@@ -40,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     _add(commands, "scheduler", "plan + commit with no model behind them", _scheduler, _scheduler_options)
     _add(commands, "throughput", "many requests, against transformers", _throughput, _throughput_options)
+    _add(commands, "serving", "whole workloads, against the figures to beat", _serving, _serving_options)
     _add(commands, "kernels", "every kernel against this GPU's ceilings", _kernels, _kernels_options)
     _add(commands, "startup", "from process start to the first token", _startup, _startup_options)
     return parser
@@ -113,22 +116,89 @@ def _kernels(arguments: argparse.Namespace) -> Result:
     )
 
 
+def _serving_options(parser: argparse.ArgumentParser) -> None:
+    _serving_model(parser, "qwen3-0.6b")
+    parser.add_argument(
+        "--workload", nargs="+", default=["all"], metavar="NAME",
+        help="single, mixed256, many1024, chat1000, prefix4k, prefill8k, long32x16k, or all",
+    )  # fmt: skip
+    parser.add_argument("--kv-cache-dtype", default="auto", metavar="DTYPE", help="as LLM takes it")
+    parser.add_argument("--rounds", type=int, default=2, help="that count, behind one to warm up")
+    parser.add_argument("--scale", type=float, default=1.0, help="less than 1: fewer and shorter requests")
+    parser.add_argument("--max-num-seqs", type=int, default=1024, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, help="of the warm-up; the rounds count on from it")
+    parser.add_argument("--profile", action="store_true", help="milliseconds a step by part and by kernel")
+
+
+def _serving_model(parser: argparse.ArgumentParser, default: str | None) -> None:
+    text = "qwen3-0.6b, llama-8b, a folder or zoo/<name>; the weights are random"
+    parser.add_argument("--model", default=default, help=text)
+
+
+def _serving(arguments: argparse.Namespace) -> Result:
+    from workbench.bench import serving
+
+    options = serving.Options(
+        model=arguments.model,
+        workloads=arguments.workload,
+        rounds=arguments.rounds,
+        scale=arguments.scale,
+        kv_cache_dtype=arguments.kv_cache_dtype,
+        max_num_seqs=arguments.max_num_seqs,
+        seed=arguments.seed,
+    )
+    if arguments.profile:
+        rows, summary = serving.profile(options)
+        title = (
+            "Serving: milliseconds a step by part, then by kernel; bound_ms: bytes and flops of the shapes"
+        )
+        return Result(title, rows, summary, serving.SHOWN_PROFILE)
+    rows, summary = serving.measure(options)
+    title = "Serving: the best round of each workload; vllm, reach: on one H200"
+    return Result(title, rows, _of_origin(rows[0]) | summary, serving.SHOWN)
+
+
+def _of_origin(row: Row) -> Row:
+    return {name: row[name] for name in ("date", "device", "torch", "triton", "workbench", "commit")}
+
+
 def _startup_options(parser: argparse.ArgumentParser) -> None:
+    _serving_model(parser, None)
     parser.add_argument("--rounds", type=int, default=5)
 
 
 def _startup(arguments: argparse.Namespace) -> Result:
     from workbench.bench import startup
 
+    if arguments.model is not None:
+        rows, summary = startup.measure_model(arguments.model, arguments.rounds)
+        return Result("Start: seconds from process start to the first token (disk cache warm)", rows, summary)
     rows, summary = startup.measure(arguments.rounds)
     return Result("Start: seconds from process start (disk cache warm)", rows, summary)
 
 
 def append(file: Path, rows: Sequence[Row]) -> None:
-    """Add rows to a CSV file, with a header when it is new."""
-    new = not file.exists() or not file.stat().st_size
+    """Add rows to a CSV file, with a header when it is new.
+
+    Raises:
+        ValueError: the file has other columns than the rows.
+    """
+    columns = list(rows[0])
+    found = _header(file)
+    if found and found != columns:
+        raise ValueError(
+            f"{file} has the columns {','.join(found)} and the rows have {','.join(columns)}:"
+            " give another file with -o"
+        )
     with file.open("a", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]))
-        if new:
+        writer = csv.DictWriter(handle, columns)
+        if not found:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def _header(file: Path) -> list[str]:
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8") as handle:
+        return next(csv.reader(handle), [])
