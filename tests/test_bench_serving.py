@@ -351,7 +351,7 @@ def test_overlapping_kernels_are_charged_once_to_the_first():
 
 def test_the_parts_of_a_profile_and_the_idle_time_make_up_the_round(tiny):
     with serving._open(serving.Options(tiny, ["single"], scale=0.02)) as bench:
-        found = serving.run_round(bench, bench.workloads[0], 1)
+        found = serving.timed(bench.llm, serving.prepare(bench, bench.workloads[0], 1))
     assert found.steps == 5
     found = found._replace(seconds=40e-6)
     spans = breakdown.spans_of([event("_tile", 0, 10), event("_attend", 12, 20), event("_tile", 30, 33)])

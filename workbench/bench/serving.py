@@ -128,7 +128,8 @@ def profile(options: Options) -> tuple[list[Row], dict[str, Any]]:
         rows, summary = [], {}
         for workload in tqdm(bench.workloads, desc="Profiling", unit="workload"):
             plain = next(_rounds(bench, workload, None, 1))
-            found, spans = breakdown.profiled(partial(run_round, bench, workload, options.seed + 1))
+            asked = prepare(bench, workload, options.seed + 1)
+            found, spans = breakdown.profiled(partial(timed, bench.llm, asked))
             named = origin | {"model": options.model, "workload": workload.name}
             least = _least_seconds(bench, workload, found)
             rows += [named | row for row in profile_rows(found, spans, least)]
@@ -160,7 +161,7 @@ def _rounds(
 ) -> Iterator[Round]:
     """The rounds that count, behind one that does not."""
     for number in range((count or bench.options.rounds) + 1):
-        found = run_round(bench, workload, bench.options.seed + number)
+        found = timed(bench.llm, prepare(bench, workload, bench.options.seed + number))
         if bar is not None:
             # Seen even where the command is stopped before it has its rows.
             bar.set_postfix_str(f"{workload.name} {_round(figure(workload.unit, found))} {workload.unit}")
@@ -169,18 +170,19 @@ def _rounds(
             yield found
 
 
-def run_round(bench: Bench, workload: Workload, seed: int) -> Round:
-    """Send one round's requests to an engine with an empty prefix cache, or one that holds the prompts."""
+def prepare(bench: Bench, workload: Workload, seed: int) -> Asked:
+    """One round's requests, for an engine whose prefix cache is empty now, or holds the prompts."""
     asked = draw(workload, bench.spec.vocab_size, seed)
     if not bench.llm.reset_prefix_cache():
         raise RuntimeError("the prefix cache cannot be emptied: requests of an earlier round hold blocks")
     if workload.warm_cache:
         bench.llm.generate(asked.prompts, _params(1), use_tqdm=False)
     gc.collect()  # what earlier rounds left is not collected on this one's time
-    return _timed(bench.llm, asked)
+    return asked
 
 
-def _timed(llm: LLM, asked: Asked) -> Round:
+def timed(llm: LLM, asked: Asked) -> Round:
+    """Send the requests, all at once, and watch the clock and the trace."""
     params = [_params(out) for out in asked.outs]
     with llm.trace.record() as trace:
         began = time.perf_counter()
