@@ -29,7 +29,6 @@ from workbench.runtime.assembly import make_runner, scratch_bytes
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
-from workbench.runtime.sampler import Sampler
 from workbench.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     try:
         store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
         runner = make_runner(
-            model, groups, store, config, Sampler(settings.logprobs_mode), clock, settings.enforce_eager
+            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager
         )
     except (RuntimeError, MemoryError) as error:  # torch's way to say that memory lacks
         raise ValueError(_no_memory(config, budget, error)) from error

@@ -12,7 +12,7 @@ from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
 from workbench.runtime.kv_store import KVStore
-from workbench.runtime.sampler import Sampler
+from workbench.runtime.sampler import LogprobsMode, Sampler
 
 
 def make_runner(
@@ -20,7 +20,7 @@ def make_runner(
     groups: tuple[KVGroup, ...],
     store: KVStore,
     config: EngineConfig,
-    sampler: Sampler,
+    mode: LogprobsMode,
     clock: Clock,
     eager: bool,
 ) -> Runner:
@@ -31,8 +31,8 @@ def make_runner(
 
         layouts = store.layouts(model.spec, groups)
         batch = Batch(config.max_num_seqs, config.max_model_len, layouts, model.device)
-        return TorchRunner(model, groups, store, batch, sampler, clock)
-    return _kernel_runner(model, groups, store, config, sampler, clock, eager)
+        return TorchRunner(model, groups, store, batch, Sampler(mode), clock)
+    return _kernel_runner(model, groups, store, config, mode, clock, eager)
 
 
 def _kernel_runner(
@@ -40,7 +40,7 @@ def _kernel_runner(
     groups: tuple[KVGroup, ...],
     store: KVStore,
     config: EngineConfig,
-    sampler: Sampler,
+    mode: LogprobsMode,
     clock: Clock,
     eager: bool,
 ) -> Runner:
@@ -48,19 +48,19 @@ def _kernel_runner(
     from workbench.runtime.device_batch import DeviceBatch
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
     from workbench.runtime.kernel_step import KernelStep
-    from workbench.runtime.step_arrays import Staging, num_words
+    from workbench.runtime.step_arrays import Staging
 
     rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
     layouts = store.layouts(model.spec, groups)
-    batch = DeviceBatch(rows, config.max_model_len, layouts, model.device)
-    staging = Staging(num_words(rows, len(groups)), model.device, IN_FLIGHT)
+    batch = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, model.device)
+    staging = Staging(rows, len(groups), model.device, IN_FLIGHT)
     step = KernelStep(model, groups, store, batch, staging.memory, max(tokens, rows))
     graphs, record = None, None if eager else captured.recorder_for(model.device)
     if record is not None:
         graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record)
         with torch.inference_mode():
             graphs.capture()
-    return KernelRunner(step, batch, staging, sampler, graphs, clock)
+    return KernelRunner(step, batch, staging, mode, graphs, clock)
 
 
 def scratch_bytes(spec: ModelSpec, rows: int, tokens: int, length: int, dtype: torch.dtype) -> int:

@@ -16,6 +16,7 @@ from workbench.cache.pool import NULL_BLOCK
 from workbench.engine.plan import Addition, Growth, StepPlan
 from workbench.kernels.attention.reference import Layout
 from workbench.kernels.sample.reference import Options
+from workbench.runtime.adjusting import Adjuster
 from workbench.runtime.sampler import is_adjusted
 
 SHARED_BLOCKS = 8  # so long a common prefix has to be to be read apart
@@ -26,7 +27,7 @@ class DeviceBatch:
     """What a plan's differences are applied to."""
 
     def __init__(
-        self, max_rows: int, max_length: int, layouts: Sequence[Layout], device: torch.device
+        self, max_rows: int, max_length: int, layouts: Sequence[Layout], vocab: int, device: torch.device
     ) -> None:
         """`layouts`: of the KV groups, which share a block size."""
         self.layouts = tuple(layouts)
@@ -39,6 +40,7 @@ class DeviceBatch:
         )
         self._floats = torch.zeros((3, max_rows), device=device)  # temperature, top_p, min_p
         self._longs = torch.zeros((2, max_rows), dtype=torch.int64, device=device)  # top_k, seed
+        self.adjuster = Adjuster(max_rows, vocab, device)
         self.additions: dict[int, Addition] = {}  # by row
         self.special: set[int] = set()  # rows that want more than a token drawn from their logits
         self._first_blocks: dict[int, np.ndarray] = {}  # of the first group, by row: where a prefix is shared
@@ -46,6 +48,7 @@ class DeviceBatch:
 
     def clear(self) -> None:
         self.additions.clear()
+        self.adjuster.clear()
         self.special.clear()
         self._first_blocks.clear()
         self._shared = None
@@ -56,6 +59,8 @@ class DeviceBatch:
             del self.additions[row]
             del self._first_blocks[row]
             self.special.discard(row)
+        if len(plan.removed):
+            self.adjuster.leave(plan.removed.tolist())
         if plan.added:
             self._enter(plan.added)
         if plan.added or len(plan.removed):
@@ -80,6 +85,7 @@ class DeviceBatch:
         longs = np.array([[p.top_k for p in params], [addition.seed for addition in added]], np.int64)
         self._floats.index_copy_(1, on_device, torch.from_numpy(floats).to(self.device))
         self._longs.index_copy_(1, on_device, torch.from_numpy(longs).to(self.device))
+        self.adjuster.enter(added, self.tokens)
 
     def _scatter(self, table: Tensor, rows: np.ndarray, lines: list[np.ndarray]) -> None:
         """table[row, : len(line)] = line, for all of them in one copy."""

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from workbench.runtime.kernel_attention import Bounds
 from workbench.runtime.kernel_step import KernelStep
 
-Action = Callable[[], None]
+Action = Callable[[], object]
 
 
 class Replay(Protocol):

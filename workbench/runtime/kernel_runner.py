@@ -15,13 +15,11 @@ from torch import Tensor
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.result import LogprobColumns, StepResult
-from workbench.kernels.logprobs.kernel import logprobs
-from workbench.kernels.step_inputs.kernel import append
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs
 from workbench.runtime.kernel_attention import Bounds
 from workbench.runtime.kernel_step import KernelStep
-from workbench.runtime.sampler import Sampled, Sampler, is_adjusted, to_columns
+from workbench.runtime.sampler import LogprobsMode, is_adjusted, to_columns
 from workbench.runtime.step_arrays import Staging, fits
 
 Columns = tuple[Tensor, ...]  # sampled, ranks, top ids, top logprobs
@@ -74,7 +72,7 @@ class KernelRunner:
         step: KernelStep,
         batch: DeviceBatch,
         staging: Staging,
-        sampler: Sampler,
+        mode: LogprobsMode,
         graphs: DecodeGraphs | None,
         clock: Clock,
     ) -> None:
@@ -82,7 +80,7 @@ class KernelRunner:
         self._step = step
         self._batch = batch
         self._staging = staging
-        self._sampler = sampler
+        self._mode = mode
         self._graphs = graphs
         self._clock = clock
         on_gpu = batch.device.type == "cuda"
@@ -123,35 +121,24 @@ class KernelRunner:
             self._step.forward(lines, plan.num_tokens, sampling, bounds, shared > 0)
         if not sampling:
             return None
-        special = self._batch.special
-        asked = special.intersection(plan.rows[plan.samples].tolist()) if special else ()
-        params = [self._batch.additions[row].params for row in asked]
-        wanted = max((p.logprobs for p in params if p.logprobs is not None), default=None)
-        raw = self._sampler.mode.startswith("raw")
-        if any(map(is_adjusted, params)) or (wanted is not None and not raw):
-            return self._draw_in_torch(plan, sampling)
-        if size is not None:
+        rows = plan.rows[plan.samples].tolist() if self._batch.special else []
+        asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
+        if size is not None and not asking:
             draw.replay()
-        else:
-            self._step.draw(lines, sampling)
-        if wanted is None:
             return None
-        as_logits = self._sampler.mode == "raw_logits"
-        drawn = self._step.token_ids[:sampling]
-        return logprobs(self._step.logits[:sampling], drawn, wanted, as_logits=as_logits)
+        return self._draw(size or lines, sampling, asking)
 
-    def _draw_in_torch(self, plan: StepPlan, sampling: int) -> Columns | None:
-        """What the kernels do not do yet: penalties, biases, allowed ids, logprobs of processed logits."""
-        rows = plan.rows[plan.samples].astype(np.int64)
-        lengths = (plan.starts + plan.counts)[plan.samples].astype(np.int64)
-        step, batch = self._step, self._batch
-        sampled: Sampled = self._sampler.sample(
-            step.logits[:sampling], rows, lengths, batch.additions, batch.tokens
-        )
-        step.token_ids[:sampling].copy_(sampled.token_ids)
-        where = (torch.from_numpy(column.astype(np.int32)).to(batch.device) for column in (rows, lengths))
-        append(batch.tokens, *where, sampled.token_ids)
-        return sampled.logprobs
+    def _draw(self, lines: int, sampling: int, asking: list[tuple[int, int]]) -> Columns | None:
+        """Draw launch by launch; `asking`: lines and rows that want more than a token."""
+        params = {line: self._batch.additions[row].params for line, row in asking}
+        drawn = self._step.draw(lines, sampling, any(map(is_adjusted, params.values())))
+        asked = {line: p.logprobs for line, p in params.items() if p.logprobs is not None}
+        if not asked:
+            return None
+        wanted, as_logits = max(asked.values()), self._mode.endswith("logits")
+        if self._mode.startswith("raw"):
+            return self._step.raw_logprobs(sampling, wanted, as_logits)
+        return self._step.processed_logprobs(drawn, list(asked), sampling, wanted, as_logits)
 
     def collect(self, ticket: KernelTicket) -> StepResult:
         """Wait for a step; its tokens are on the host then."""

@@ -7,13 +7,17 @@ Grammar masks and the like may change the logits in between.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
 from workbench.kernels.attention.kernel import Ragged, make_space
+from workbench.kernels.logprobs.kernel import Logprobs, logprobs
+from workbench.kernels.sample.adjust import shape_rows
 from workbench.kernels.sample.kernel import make_workspace, sample
+from workbench.kernels.sample.reference import Adjusted, Options
 from workbench.kernels.step_inputs.kernel import append, apply_growth, lay_out
 from workbench.models.decoder import Decoder
 from workbench.models.fused import product_into
@@ -21,6 +25,13 @@ from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
 from workbench.runtime.step_arrays import StepArrays, views
+
+
+class Drawn(NamedTuple):
+    """What tokens were drawn by."""
+
+    options: Options
+    adjusted: Adjusted | None
 
 
 class KernelStep:
@@ -93,12 +104,40 @@ class KernelStep:
             head = self._model.lm_head
             product_into(last, head.weight, head.bias, self.logits[:sampling])
 
-    def draw(self, lines: int, sampling: int) -> None:
-        """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch."""
-        arrays = self.arrays(lines)
-        lengths = arrays.lengths[:sampling]
-        options = self._batch.options(arrays.option_rows[:sampling], lengths)
+    def draw(self, lines: int, sampling: int, adjusting: bool = False) -> Drawn:
+        """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch.
+
+        `adjusting`: some of the rows ask for changes in their logits.
+        """
+        arrays, batch = self.arrays(lines), self._batch
+        lengths, rows = arrays.lengths[:sampling], arrays.option_rows[:sampling]
+        options, logits = batch.options(rows, lengths), self.logits[:sampling]
+        adjusted = batch.adjuster.adjust(logits, rows, lengths) if adjusting else None
         ids = sample(
-            self.logits[:sampling], options, workspace=self._workspace, out=self.token_ids[:sampling]
+            logits,
+            options,
+            adjusted=adjusted,
+            workspace=self._workspace,
+            out=self.token_ids[:sampling],
         )
-        append(self._batch.tokens, arrays.token_rows[:sampling], lengths, ids)
+        append(batch.tokens, arrays.token_rows[:sampling], lengths, ids)
+        if adjusting:
+            batch.adjuster.count(rows, ids)
+        return Drawn(options, adjusted)
+
+    def raw_logprobs(self, sampling: int, wanted: int, as_logits: bool) -> Logprobs:
+        """Of the tokens just drawn, from the model's own logits."""
+        return logprobs(self.logits[:sampling], self.token_ids[:sampling], wanted, as_logits=as_logits)
+
+    def processed_logprobs(
+        self, drawn: Drawn, asked: Sequence[int], sampling: int, wanted: int, as_logits: bool
+    ) -> Logprobs:
+        """Of the tokens drawn, from the distribution they were drawn from; for the lines `asked` alone."""
+        lines = torch.tensor(asked, device=self._batch.device)
+        bounds = self._workspace.bounds
+        shaped = shape_rows(self.logits[:sampling], drawn.options, lines, bounds, adjusted=drawn.adjusted)
+        found = logprobs(shaped, self.token_ids[:sampling][lines], wanted, as_logits=as_logits)
+        spread = (
+            column.new_zeros((sampling, *column.shape[1:])).index_copy_(0, lines, column) for column in found
+        )
+        return Logprobs(*spread)

@@ -5,15 +5,18 @@ The places of the fields follow from the number of lines alone, so that a graph 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from workbench.engine.plan import Ints, StepPlan
+from workbench.engine.plan import Bools, StepPlan
 
 _ALIGNED = 4  # int32 numbers: fields begin at multiples of 16 bytes
+_SHARED = 7  # place of the field
 NOBODY = -1  # row of a line that is padding, or yields no token
 
 
@@ -31,78 +34,99 @@ class StepArrays(NamedTuple):
     grown: Tensor  # [3, G, R]; rows (NOBODY: padding), places, blocks
 
 
+Fields = tuple[npt.NDArray[np.int32], ...]  # the same on the host, in the same order
+
+
 def num_words(lines: int, groups: int) -> int:
     """Length of the packed array."""
-    return _places(lines, groups)[1]
+    return _places(lines, groups)[-1][1]
 
 
 def views(memory: Tensor, lines: int, groups: int) -> StepArrays:
-    """The fields of a packed array, as views."""
-    places, _ = _places(lines, groups)
-    return StepArrays(*(memory[begin : begin + _size(shape)].view(shape) for begin, shape in places))
+    """The fields of a packed array on the device."""
+    return StepArrays(*(memory[begin:end].view(shape) for begin, end, shape in _places(lines, groups)))
 
 
-def _places(lines: int, groups: int) -> tuple[list[tuple[int, tuple[int, ...]]], int]:
-    shapes: list[tuple[int, ...]] = [(lines,), (lines,), (lines + 1,), (lines,), (lines,), (lines,), (lines,)]
+def _places(lines: int, groups: int) -> list[tuple[int, int, tuple[int, ...]]]:
+    """Where each field begins and ends, and its shape."""
+    line = (lines,)
+    shapes = [line, line, (lines + 1,), line, line, line, line, (1,), (3, groups, lines)]
     places, begin = [], 0
-    for shape in (*shapes, (1,), (3, groups, lines)):
-        places.append((begin, shape))
-        begin += -(-_size(shape) // _ALIGNED) * _ALIGNED
-    return places, begin
+    for shape in shapes:
+        end = begin + math.prod(shape)
+        places.append((begin, end, shape))
+        begin = -(-end // _ALIGNED) * _ALIGNED
+    return places
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape))
+def pack(fields: Fields, plan: StepPlan) -> None:
+    """Write a plan into the fields of an array with at least as many lines as it has rows.
 
-
-def pack(memory: Ints, plan: StepPlan, lines: int, shared: int) -> int:
-    """Write a plan of at most `lines` rows into host memory; the words used.
-
-    `grown` is left at NOBODY where the plan grows more blocks than there are lines: see `fits`.
+    `grown` holds nothing where the plan grows more blocks than there are lines: see `fits`.
     """
-    groups, n = len(plan.grown), len(plan.rows)
-    places, words = _places(lines, groups)
-    fields = [memory[begin : begin + _size(shape)].reshape(shape) for begin, shape in places]
-    rows, starts, begins, last, option_rows, token_rows, lengths, common, grown = fields
-    rows[:n], rows[n:] = plan.rows, 0
-    starts[:n], starts[n:] = plan.starts, 0
+    rows, starts, begins, last, option_rows, token_rows, lengths, _, grown = fields
+    n = len(plan.rows)
+    rows[:n] = plan.rows
+    starts[:n] = plan.starts
     begins[0] = 0
-    np.cumsum(plan.counts, out=begins[1 : n + 1])
-    begins[n + 1 :] = begins[n]
-    m = int(plan.samples.sum())
-    sampling = plan.samples if m < n else slice(None)
-    last[:m], last[m:] = begins[1 : n + 1][sampling] - 1, 0
-    option_rows[:m], option_rows[m:] = plan.rows[sampling], 0
-    token_rows[:m], token_rows[m:] = option_rows[:m], NOBODY
-    lengths[:m], lengths[m:] = (plan.starts + plan.counts)[sampling], 0
-    common[0] = shared
+    plan.counts.cumsum(out=begins[1 : n + 1])
+    sampling: slice | Bools = slice(None) if plan.samples.all() else plan.samples
+    yielding = plan.rows[sampling]
+    m = len(yielding)
+    np.subtract(begins[1 : n + 1][sampling], 1, out=last[:m])
+    option_rows[:m] = yielding
+    token_rows[:m] = yielding
+    np.add(plan.starts[sampling], plan.counts[sampling], out=lengths[:m])
+    if n < len(rows):
+        begins[n + 1 :] = begins[n]
+        rows[n:] = starts[n:] = 0
+    if m < len(rows):
+        last[m:] = option_rows[m:] = lengths[m:] = 0
+        token_rows[m:] = NOBODY
     grown[0] = NOBODY
-    if fits(plan, lines):
+    if fits(plan, len(rows)):
         for group, growth in enumerate(plan.grown):
-            count = len(growth.rows)
-            grown[0, group, :count] = growth.rows
-            grown[1, group, :count] = growth.places
-            grown[2, group, :count] = growth.blocks
-    return words
+            for field, column in zip(grown[:, group], growth, strict=True):
+                field[: len(column)] = column
 
 
 def fits(plan: StepPlan, lines: int) -> bool:
-    """Whether the plan's growth has room in the packed array."""
+    """Whether the plan's growth has room in an array of so many lines."""
     return all(len(growth.rows) <= lines for growth in plan.grown)
+
+
+class _Cut(NamedTuple):
+    """As much of the memories as an array of so many lines takes."""
+
+    fields: Fields
+    host: Tensor
+    device: Tensor
 
 
 class Staging:
     """Packed arrays on their way to the device: pinned, a few in turn, so that none is written while read."""
 
-    def __init__(self, words: int, device: torch.device, turns: int) -> None:
-        on_gpu = device.type == "cuda"
+    def __init__(self, lines: int, groups: int, device: torch.device, turns: int) -> None:
+        """`lines`: of the largest array."""
+        words, on_gpu = num_words(lines, groups), device.type == "cuda"
+        self._groups = groups
         self._host = [torch.zeros(words, dtype=torch.int32, pin_memory=on_gpu) for _ in range(turns)]
+        self._cuts: dict[int, list[_Cut]] = {}  # by lines, one for each turn
         self._turn = 0
         self.memory = torch.zeros(words, dtype=torch.int32, device=device)
 
     def send(self, plan: StepPlan, lines: int, shared: int) -> None:
         """One copy, in the order of the stream."""
-        host = self._host[self._turn]
+        if lines not in self._cuts:
+            self._cuts[lines] = [self._cut(host, lines) for host in self._host]
+        fields, host, device = self._cuts[lines][self._turn]
         self._turn = (self._turn + 1) % len(self._host)
-        words = pack(host.numpy(), plan, lines, shared)
-        self.memory[:words].copy_(host[:words], non_blocking=True)
+        pack(fields, plan)
+        fields[_SHARED][0] = shared
+        device.copy_(host, non_blocking=True)
+
+    def _cut(self, host: Tensor, lines: int) -> _Cut:
+        words = num_words(lines, self._groups)
+        array = host.numpy()
+        fields = [array[begin:end].reshape(shape) for begin, end, shape in _places(lines, self._groups)]
+        return _Cut(tuple(fields), host[:words], self.memory[:words])

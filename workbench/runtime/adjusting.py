@@ -1,0 +1,148 @@
+"""Changes that rows ask of their logits, kept on the device: penalties, bias, allowed ids, stops held back.
+
+A row that asks gets a slot: a line of adjusted logits, of counts where it has penalties, of offsets where it
+has a bias or allowed ids. Rows that ask for nothing cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.engine.plan import Addition
+from workbench.kernels.sample.adjust import adjust, count, start_counts
+from workbench.kernels.sample.reference import Adjusted, Adjustments
+from workbench.params import SamplingParams
+from workbench.runtime.sampler import is_adjusted
+
+NEVER = float("-inf")
+_NONE = -1
+
+
+class Adjuster:
+    """The adjustments of the batch's rows."""
+
+    def __init__(self, max_rows: int, vocab: int, device: torch.device) -> None:
+        self._device = device
+        self._ints = torch.full((4, max_rows), _NONE, dtype=torch.int32, device=device)  # slots, stops_until
+        self._floats = torch.zeros((3, max_rows), device=device)  # repetition, frequency, presence
+        self._stops = torch.full((max_rows, 1), _NONE, dtype=torch.int32, device=device)
+        self._values = torch.empty((0, vocab), device=device)
+        self._offsets = torch.empty((0, vocab), device=device)
+        self._counts = torch.empty((0, vocab), dtype=torch.int32, device=device)
+        self._slot_of: dict[int, int] = {}  # by row
+        self._free: list[int] = []
+
+    def clear(self) -> None:
+        self.leave(list(self._slot_of))
+
+    def leave(self, rows: Sequence[int]) -> None:
+        """Rows give their slots back."""
+        leaving = [row for row in rows if row in self._slot_of]
+        self._free += [self._slot_of.pop(row) for row in leaving]
+        if leaving:
+            self._ints[:, torch.tensor(leaving, device=self._device)] = _NONE
+
+    def enter(self, added: Sequence[Addition], tokens: Tensor) -> None:
+        """Requests that enter, with their tokens in `tokens` [max_rows, max_length] already."""
+        asking = [addition for addition in added if is_adjusted(addition.params)]
+        if not asking:
+            return
+        self._make_room(len(asking))
+        for addition in asking:
+            self._slot_of[addition.row] = self._free.pop()
+            self._write_offsets(addition)
+        rows = torch.tensor([addition.row for addition in asking], device=self._device)
+        self._ints[:, rows] = torch.tensor([self._ints_of(a) for a in asking], device=self._device).int().T
+        penalties = [_penalties(addition.params) for addition in asking]
+        self._floats[:, rows] = torch.tensor(penalties, device=self._device).T
+        self._write_stops(asking, rows)
+        self._start_counts([a for a in asking if _counts_tokens(a.params)], tokens)
+
+    def _make_room(self, wanted: int) -> None:
+        lacking, slots = wanted - len(self._free), len(self._values)
+        if lacking <= 0:
+            return
+        more = max(lacking, slots)
+        self._values, self._offsets, self._counts = (
+            torch.cat((table, torch.zeros((more, table.shape[1]), dtype=table.dtype, device=self._device)))
+            for table in (self._values, self._offsets, self._counts)
+        )
+        self._free += range(slots + more - 1, slots - 1, -1)
+
+    def _ints_of(self, addition: Addition) -> tuple[int, int, int, int]:
+        params, slot = addition.params, self._slot_of[addition.row]
+        return (
+            slot,
+            slot if _counts_tokens(params) else _NONE,
+            slot if _has_offsets(params) else _NONE,
+            addition.num_prompt_tokens + params.min_tokens,
+        )
+
+    def _write_offsets(self, addition: Addition) -> None:
+        params = addition.params
+        if not _has_offsets(params):
+            return
+        line = self._offsets[self._slot_of[addition.row]]
+        if params.allowed_token_ids is None:
+            line.zero_()
+        else:
+            line.fill_(NEVER)
+            line[torch.tensor(params.allowed_token_ids, device=self._device)] = 0.0
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), device=self._device)
+            line[ids] += torch.tensor(list(params.logit_bias.values()), device=self._device)
+
+    def _write_stops(self, asking: Sequence[Addition], rows: Tensor) -> None:
+        stops = [
+            [*addition.eos_token_ids, *(addition.params.stop_token_ids or ())]
+            if addition.params.min_tokens
+            else []
+            for addition in asking
+        ]
+        width = max(map(len, stops))
+        if width > self._stops.shape[1]:
+            wider = self._stops.new_full((len(self._stops), width), _NONE)
+            wider[:, : self._stops.shape[1]] = self._stops
+            self._stops = wider
+        padded = [line + [_NONE] * (self._stops.shape[1] - len(line)) for line in stops]
+        self._stops[rows] = torch.tensor(padded, dtype=torch.int32, device=self._device)
+
+    def _start_counts(self, asking: Sequence[Addition], tokens: Tensor) -> None:
+        if not asking:
+            return
+        columns = [
+            (self._slot_of[addition.row], addition.row, addition.num_prompt_tokens, len(addition.token_ids))
+            for addition in asking
+        ]
+        table = torch.from_numpy(np.array(columns, np.int32).T.copy()).to(self._device)
+        slots, rows, prompts, lengths = table
+        start_counts(self._counts, slots, tokens, rows, prompts, lengths)
+
+    def adjust(self, logits: Tensor, rows: Tensor, lengths: Tensor) -> Adjusted:
+        """The adjusted logits of those of the lines [m] that ask; `rows` [m] int32 are the lines' rows."""
+        ints, floats = self._ints.index_select(1, rows), self._floats.index_select(1, rows)
+        stops = self._stops.index_select(0, rows)
+        columns = Adjustments(
+            ints[0], ints[1], ints[2], self._counts, self._offsets, *floats.unbind(0), stops, ints[3]
+        )
+        return adjust(logits, lengths, columns, self._values)
+
+    def count(self, rows: Tensor, ids: Tensor) -> None:
+        """Tokens [m] were drawn for the lines' rows."""
+        count(self._counts, self._ints[1].index_select(0, rows), ids)
+
+
+def _counts_tokens(p: SamplingParams) -> bool:
+    return p.repetition_penalty != 1 or bool(p.frequency_penalty) or bool(p.presence_penalty)
+
+
+def _has_offsets(p: SamplingParams) -> bool:
+    return bool(p.logit_bias) or p.allowed_token_ids is not None
+
+
+def _penalties(p: SamplingParams) -> tuple[float, float, float]:
+    return p.repetition_penalty, p.frequency_penalty, p.presence_penalty
