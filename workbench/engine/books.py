@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from workbench.cache.manager import CacheManager
 from workbench.engine.clock import Clock
 from workbench.engine.events import (
@@ -30,6 +32,8 @@ from workbench.engine.policies import Policy
 from workbench.engine.queue import WaitingQueue
 from workbench.engine.request import Request, State
 from workbench.engine.running import Running
+
+NOBODY: Ints = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,19 @@ class Books:
         self.removed: list[int] = []  # rows emptied since the last plan
         self.index = 0  # of the next plan
         self._arrivals = 0
+
+    def next_index(self) -> int:
+        """Of the plan that is being made."""
+        self.index += 1
+        return self.index - 1
+
+    def take_removed(self) -> Ints:
+        """Rows emptied since the last plan, which tells of them now."""
+        if not self.removed:
+            return NOBODY
+        removed = np.array(self.removed, np.int32)
+        self.removed.clear()
+        return removed
 
     def add(self, request: Request) -> None:
         """Queue a request that has been checked against the limits."""

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from workbench.cache.manager import Hit
-from workbench.engine.books import Books
+from workbench.engine.books import NOBODY, Books
 from workbench.engine.events import RequestAdmitted
 from workbench.engine.flight import Flight
 from workbench.engine.plan import Addition, Growth, Ints, StepPlan
 from workbench.engine.request import Request, State
 from workbench.engine.running import Admission, Longs
 
-NOBODY: Ints = np.empty(0, np.int32)
 NO_GROWTH = Growth(NOBODY, NOBODY, NOBODY)
 
 
@@ -54,6 +53,8 @@ class Planner:
         self._ones: Longs = np.ones(most, np.int64)
         self._one_each: Ints = np.ones(most, np.int32)
         self._all_sample = np.ones(most, bool)
+        self._no_growth = (NO_GROWTH,) * len(books.cache.groups)
+        self._nothing = Draft(books.limits.budget, [])  # what a step like the one before decides
         self._last_block: Longs = np.arange(-books.cache.block_size, 0)  # places of its tokens, from its end
 
     def restart(self) -> None:
@@ -63,6 +64,9 @@ class Planner:
     def plan(self) -> Draft | None:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
         books, running = self._books, self._books.running
+        alone = not (len(books.waiting) or self._untold)
+        if self._steady and self._room and alone and 0 < running.count <= books.limits.budget:
+            return self._repeat()
         draft = Draft(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
         steady = self._steady > 0 and 0 < running.count <= draft.budget
         counts = self._ones[: running.count] if steady else self._grant(draft.budget)
@@ -84,6 +88,20 @@ class Planner:
             Flight(plan, running.rows, running.requests, places, running.version, draft.registered, names)
         )
         return draft
+
+    def _repeat(self) -> Draft:
+        """A step like the one before: everybody computes what it sampled, within the blocks it holds."""
+        books, running = self._books, self._books.running
+        n, starts = running.count, running.computed.astype(np.int32)
+        running.advance(self._ones[:n])
+        self._steady -= 1
+        self._room -= 1
+        plan = StepPlan(
+            books.next_index(), books.limits.budget, running.rows, starts, self._one_each[:n],
+            self._all_sample[:n], books.take_removed(), (), self._no_growth,
+        )  # fmt: skip
+        books.flights.append(Flight(plan, running.rows, running.requests, None, running.version, [], ()))
+        return self._nothing
 
     def _grant(self, budget: int) -> Longs:
         """Tokens for each place: what it wants, in running order, until the budget is spent."""
@@ -283,9 +301,8 @@ class Planner:
             if draft.crossed is not None
             else tuple([_growth(group) for group in draft.grown])
         )
-        removed = np.array(self._books.removed, np.int32) if self._books.removed else NOBODY
-        self._books.removed.clear()
-        index, self._books.index = self._books.index, self._books.index + 1
+        removed = self._books.take_removed()
+        index = self._books.next_index()
         plan = StepPlan(index, draft.budget, rows, starts, granted, samples, removed, additions, grown)
         return plan, places
 
