@@ -23,7 +23,7 @@ from workbench.kernels.attention.reference import (
     make_places,
 )
 
-PADDING_WORTH_A_BUCKET = 1536  # padded positions that cost about as much as one more round of calls
+PADDING_WORTH_A_BUCKET = 3072  # padded positions that cost about as much as one more round of calls
 SHARING_ROWS = 4  # of one bucket, for which a common prefix is worth calls of its own
 SHARED_BLOCKS = 2  # and so long it has to be
 MASKED_QUERIES = 512  # queries of one masked bucket: bounds the mask to this many rows
