@@ -37,3 +37,7 @@ def _complaint(owner: str, name: str, valid: Collection[str], replaced: Mapping[
 
 class MissingExtra(RuntimeError):
     """Something was asked for that needs an optional dependency; the message says how to install it."""
+
+
+class DeviceLost(RuntimeError):
+    """The device computes no more: whatever it is asked from now on fails too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -19,11 +20,11 @@ from workbench.engine.loop import Engine
 from workbench.engine.policies import Policy
 from workbench.intake import Intake
 from workbench.metrics import Metric, read_metrics
-from workbench.open_requests import OpenRequests
+from workbench.open_requests import CLOSED, OpenRequests
 from workbench.outputs import RequestOutput
 from workbench.params import LoRARequest, RequestOutputKind, SamplingParams
 from workbench.progress import Progress
-from workbench.prompts import conversations_of, written_by_template
+from workbench.prompts import conversations_of, encode, written_by_template
 from workbench.step import Step, describe
 from workbench.streams import AsyncStreams, stream
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CLOSED = "this LLM is closed: make a new one"
 _GENERATES = "this engine generates text; use generate or chat"
 _NO_LORA = "only the base model runs"
 _RESERVED = {
@@ -137,7 +137,7 @@ class LLM:
     @property
     def _parts(self) -> Built:
         if self._built is None:
-            raise RuntimeError(_CLOSED)
+            raise RuntimeError(CLOSED)
         return self._built
 
     @property
@@ -147,13 +147,13 @@ class LLM:
     @property
     def _intake(self) -> Intake:
         if self._checks is None:
-            raise RuntimeError(_CLOSED)
+            raise RuntimeError(CLOSED)
         return self._checks
 
     @property
     def _async_streams(self) -> AsyncStreams:
         if self._streams is None:
-            raise RuntimeError(_CLOSED)
+            raise RuntimeError(CLOSED)
         return self._streams
 
     @property
@@ -231,7 +231,7 @@ class LLM:
         prompts = written_by_template(written, conversations)
         # The template has written the special tokens already.
         encoded = [
-            {"prompt": prompt, "prompt_token_ids": tokenizer.encode(prompt, add_special_tokens=False)}
+            {"prompt": prompt, "prompt_token_ids": encode(prompt, tokenizer, add_special_tokens=False)}
             for prompt in prompts
         ]
         return self.generate(
@@ -349,7 +349,8 @@ class LLM:
         if on_gpu:
             import torch
 
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # of a device that was lost
+                torch.cuda.empty_cache()
 
     def __enter__(self) -> LLM:
         return self

@@ -15,6 +15,8 @@ from workbench.parent import Parent
 
 Listen = Callable[[Request], None]
 
+CLOSED = "this LLM is closed: make a new one"
+
 
 class OpenRequests:
     """Books by request id; all writes happen in the engine's turn."""
@@ -32,7 +34,7 @@ class OpenRequests:
     @property
     def engine(self) -> Engine[Any]:
         if self._engine is None:
-            raise RuntimeError("this LLM is closed: make a new one")
+            raise RuntimeError(CLOSED)
         return self._engine
 
     def in_use(self, name: str) -> bool:
@@ -59,7 +61,9 @@ class OpenRequests:
 
         Raises:
             ValueError: an id is in use.
+            RuntimeError: the device was lost.
         """
+        self.engine.check()
         for parent in parents:
             for name in parent.names:
                 if self.in_use(name):

@@ -14,6 +14,7 @@ from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.engine.turns import FairLock, InterruptsDeferred
+from workbench.errors import DeviceLost
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Engine(Generic[Ticket]):
         self.runner = runner
         self.depth = depth
         self.turn = FairLock()
+        self.lost: str | None = None  # why no step will follow
         self._tickets: deque[Ticket | Exception] = deque()  # oldest first
         self._later: deque[Callable[[], None]] = deque()  # what could not be done in the middle of a step
 
@@ -56,7 +58,13 @@ class Engine(Generic[Ticket]):
         """Launch the next step, then commit the oldest one once more than `depth` are in flight."""
         return self._advance(self.depth)
 
+    def check(self) -> None:
+        """Raise RuntimeError when the device was lost."""
+        if self.lost is not None:
+            raise RuntimeError(self.lost)
+
     def _advance(self, depth: int) -> Commit | None:
+        self.check()
         self._catch_up()
         # Behind a launch that failed the runner's batch is not what the next plan builds upon: launch no more
         # until it has been told and reset, or blocks are written that are not the plan's.
@@ -90,6 +98,8 @@ class Engine(Generic[Ticket]):
             if isinstance(ticket, Exception):
                 raise ticket
             result = self.runner.collect(ticket)
+        except DeviceLost as error:
+            return self._end(error)
         except Exception as error:
             index = self.scheduler.flights[0].plan.index
             logger.exception("step %d failed; its requests end with finish_reason 'error'", index)
@@ -105,6 +115,19 @@ class Engine(Generic[Ticket]):
         self._tickets.clear()
         self.runner.reset()
         failure = self.scheduler.fail(error)
+        self._tell((), failure.finished)
+        return failure
+
+    def _end(self, error: DeviceLost) -> Commit:
+        """The device is gone: every request ends with "error", and the runner is not asked again."""
+        index = self.scheduler.flights[0].plan.index
+        self.lost = (
+            f"the device failed while step {index} was running ({error}): this engine has ended; close() it,"
+            " and start again in a new process"
+        )
+        logger.error("%s", self.lost)
+        self._tickets.clear()
+        failure = self.scheduler.end_all(str(error))
         self._tell((), failure.finished)
         return failure
 

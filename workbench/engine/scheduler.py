@@ -158,6 +158,13 @@ class Scheduler:
         self._planner.restart()
         return Commit(failed, (), (), victims)
 
+    def end_all(self, error: str) -> Commit:
+        """No step will follow the one that failed: everybody ends with "error"."""
+        failure = self.fail(error)
+        rest = list(self.waiting)
+        self._books.abort(rest, "error")
+        return failure._replace(finished=[*failure.finished, *rest])
+
     def check(self) -> None:
         """The laws that hold after every step; raises AssertionError where one is broken."""
         self._books.check()

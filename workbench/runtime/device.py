@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 
 from workbench.config import CPU_POOL, Device, Settings
+from workbench.errors import DeviceLost
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FAULTS = ("CUDA error", "[CUDA]", "CUDNN_STATUS", "CUBLAS_STATUS")  # as torch and Triton word them
 
 _DTYPES = {
     "float32": torch.float32,
@@ -13,6 +23,23 @@ _DTYPES = {
     "float16": torch.float16,
     "half": torch.float16,
 }
+
+
+def naming_faults(method: Callable[P, T]) -> Callable[P, T]:
+    """A device's fault, which torch may report at any later call, becomes DeviceLost; lack of memory is none."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        try:
+            return method(*args, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _FAULTS):
+                raise DeviceLost(str(error).partition("\n")[0]) from error
+            raise
+
+    return call
 
 
 def pick_device(asked: str) -> tuple[torch.device, Device]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.result import LogprobColumns, StepResult
+from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs
 from workbench.runtime.kernel_attention import Bounds
@@ -89,6 +90,7 @@ class KernelRunner:
         ]
         self._moments = [(Moment(on_gpu, clock), Moment(on_gpu, clock)) for _ in range(IN_FLIGHT)]
 
+    @naming_faults
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> KernelTicket:
         """Queue a plan's computation."""
@@ -140,6 +142,7 @@ class KernelRunner:
             return self._step.raw_logprobs(sampling, wanted, as_logits)
         return self._step.processed_logprobs(drawn, list(asked), sampling, wanted, as_logits)
 
+    @naming_faults
     def collect(self, ticket: KernelTicket) -> StepResult:
         """Wait for a step; its tokens are on the host then."""
         ticket.done.wait()

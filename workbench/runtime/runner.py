@@ -16,6 +16,7 @@ from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
 from workbench.runtime.contexts import Contexts
+from workbench.runtime.device import naming_faults
 from workbench.runtime.kv_store import KVStore
 from workbench.runtime.sampler import Sampled, Sampler, to_columns
 
@@ -50,6 +51,7 @@ class TorchRunner:
         self._clock = clock
         self._contexts = Contexts(store, store.layouts(model.spec, groups), model.spec.num_layers)
 
+    @naming_faults
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Ticket:
         """Run a plan's tokens through the model and sample; the new tokens stay in the batch."""
@@ -74,6 +76,7 @@ class TorchRunner:
         self._batch.append(rows, lengths, sampled.token_ids)
         return sampled
 
+    @naming_faults
     def collect(self, ticket: Ticket) -> StepResult:
         """Bring a step's tokens to the host."""
         token_ids = ticket.sampled.token_ids.to(torch.int32).cpu().numpy()
