@@ -68,6 +68,9 @@ def test_a_value_is_brought_to_one_form(given: dict[str, object], name: str, kep
         ({"top_k": -2}, "top_k is -2.*turns it off"),
         ({"min_p": 1.5}, "min_p is 1.5.*0 to 1"),
         ({"n": 0}, "n is 0.*1 or more"),
+        ({"n": 10**9}, "n is 1000000000: use 16384 at most"),
+        ({"temperature": 10**400}, "temperature is beyond.*finite"),
+        ({"presence_penalty": -(10**400)}, "presence_penalty is beyond.*finite"),
         ({"max_tokens": 0}, "max_tokens is 0.*max_model_len"),
         ({"min_tokens": -1}, "min_tokens is -1"),
         ({"min_tokens": 17}, "min_tokens is 17, max_tokens 16: raise max_tokens or lower min_tokens"),
@@ -97,7 +100,8 @@ def test_a_value_out_of_range_is_refused_with_the_value_and_the_remedy(
         {"n": 1.5}, {"n": True}, {"max_tokens": "16"}, {"temperature": "hot"}, {"temperature": False},
         {"seed": 1.0}, {"ignore_eos": 1}, {"stop": [3]}, {"stop_token_ids": "3"}, {"output_kind": "DELTA"},
         {"logit_bias": [3]}, {"allowed_token_ids": 3}, {"extra_args": 3},
-        {"structured_outputs": {"regex": "a"}},
+        {"structured_outputs": {"regex": "a"}}, {"stop": 5}, {"stop": b"a"},
+        {"skip_reading_prefix_cache": np.array([1, 2])}, {"skip_reading_prefix_cache": 1},
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_a_type_error(given: dict[str, object]) -> None:

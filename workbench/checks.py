@@ -23,7 +23,10 @@ def real(name: str, value: object) -> float:
     """Any finite number; a bool is none."""
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} is {value!r}: use a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        raise ValueError(f"{name} is beyond every float: use a finite number") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}: use a finite number")
     return number
@@ -66,6 +69,8 @@ def strings(name: str, value: str | Iterable[str] | None) -> list[str]:
     """A list of non-empty strings, from one string, several or None."""
     if value is None:
         return []
+    if not isinstance(value, Iterable) or isinstance(value, bytes | bytearray):
+        raise TypeError(f"{name} is {value!r}: use a string, or a list of strings")
     found = [value] if isinstance(value, str) else list(value)
     for item in found:
         if not isinstance(item, str):

@@ -83,6 +83,8 @@ class Intake:
         check_against(
             params, vocab_size=self._built.spec.vocab_size, max_logprobs=self._built.config.max_logprobs
         )
+        # More than there are cuts nothing off, and on the device the number has 64 bits.
+        params.top_k = min(params.top_k, self._built.spec.vocab_size)
         if params.stop and self._built.tokenizer is None:
             raise ValueError("stop strings need a tokenizer (skip_tokenizer_init): use stop_token_ids")
         self._check_possible(params)

@@ -90,6 +90,15 @@ class TokenLogprobs(Sequence[dict[int, Logprob]]):
     def __repr__(self) -> str:
         return repr(list(self))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """For pickle and copy: the texts of the tokens go along, not the tokenizer."""
+        decode = None
+        if self._decode is not None:
+            ids = {*self.token_ids.tolist(), *self.top_ids.ravel().tolist()}
+            decode = {token_id: self._decode(token_id) for token_id in ids}.__getitem__
+        arrays = (self.token_ids, self.sampled, self.ranks, self.top_ids, self.top_logprobs)
+        return TokenLogprobs, (*arrays, decode)
+
     def _entry(self, place: int) -> dict[int, Logprob]:
         token_id = int(self.token_ids[place])
         entry = {token_id: self._logprob(token_id, self.sampled[place], self.ranks[place])}

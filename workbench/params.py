@@ -17,6 +17,9 @@ from workbench.checks import above_zero, at_least, integer, real, strings, token
 from workbench.errors import check_names
 
 GREEDY_BELOW = 1e-5  # a temperature under this picks the largest logit; dividing by it would overflow
+MOST_OUTPUTS = (
+    16_384  # of one prompt; each is a request, and a slip of the keyboard should not fill the memory
+)
 BIAS_LIMIT = 100.0  # the range people know from the OpenAI API
 
 _T = TypeVar("_T")
@@ -252,6 +255,8 @@ def check_against(params: SamplingParams, *, vocab_size: int, max_logprobs: int)
 
 def _check_numbers(p: SamplingParams) -> None:
     p.n = at_least("n", p.n, 1)
+    if p.n > MOST_OUTPUTS:
+        raise ValueError(f"n is {p.n}: use {MOST_OUTPUTS} at most, and send the prompt again for more")
     p.presence_penalty = within("presence_penalty", p.presence_penalty, -2.0, 2.0)
     p.frequency_penalty = within("frequency_penalty", p.frequency_penalty, -2.0, 2.0)
     p.repetition_penalty = above_zero("repetition_penalty", p.repetition_penalty, "1 turns it off")
@@ -310,7 +315,7 @@ def _check_switches(p: SamplingParams) -> None:
     for name in _SWITCHES:
         if not isinstance(getattr(p, name), bool):
             raise TypeError(f"{name} is {getattr(p, name)!r}: use True or False")
-    if p.skip_reading_prefix_cache not in (None, True, False):
+    if not isinstance(p.skip_reading_prefix_cache, bool | None):
         raise TypeError(
             f"skip_reading_prefix_cache is {p.skip_reading_prefix_cache!r}: use True, False or None"
         )

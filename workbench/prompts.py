@@ -49,16 +49,17 @@ def read_prompt(prompt: Any, tokenizer: Any | None) -> Prompt:
         if tokenizer is None:
             raise ValueError("the engine has no tokenizer (skip_tokenizer_init): pass prompt_token_ids")
         # Of an empty text some tokenizers make nothing, others the token that begins every text.
-        token_ids = _encode(text, tokenizer) if text else []
+        token_ids = encode(text, tokenizer) if text else []
     ids = _to_array(token_ids)
     if not len(ids):
         raise ValueError("the prompt is empty: pass at least one token")
     return Prompt(text, ids, salt)
 
 
-def _encode(text: str | None, tokenizer: Any) -> Any:
+def encode(text: str, tokenizer: Any, *, add_special_tokens: bool = True) -> Any:
+    """Token ids of a text; ValueError where it is not Unicode."""
     try:
-        return tokenizer.encode(text)
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except (TypeError, UnicodeError) as error:  # how tokenizers refuse what is not Unicode
         raise ValueError(
             f"the tokenizer cannot encode the prompt {reprlib.repr(text)} ({error}): if it holds half of a"
@@ -93,7 +94,7 @@ def _mapping_parts(prompt: Mapping[str, Any]) -> tuple[str | None, Any | None, s
 
 
 def conversations_of(messages: Any) -> list[Any]:
-    """One conversation or several, as a list of lists of messages."""
+    """One conversation or several, as a list of lists of messages whose content is a str (or absent)."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise TypeError(f"messages is {messages!r}: use a list of {{'role': ..., 'content': ...}} dicts")
     found = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
@@ -103,16 +104,33 @@ def conversations_of(messages: Any) -> list[Any]:
         for message in conversation:
             if not isinstance(message, Mapping) or "role" not in message:
                 raise TypeError(f"a message is a dict with 'role' and 'content', not {message!r}")
-    return found
+    return [[_with_plain_content(message) for message in conversation] for conversation in found]
+
+
+def _with_plain_content(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose content is a list of text parts (as OpenAI's API has it) holds their text, by lines."""
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return message
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise TypeError(f"the content of a message is a str or a list of text parts, not {content!r}")
+    return {**message, "content": "\n".join(map(_text_of_part, content))}
+
+
+def _text_of_part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if not isinstance(text, str):
+        raise ValueError(
+            f"a part of a message is {reprlib.repr(part)}: only text is available, images are not yet"
+        )
+    return text
 
 
 def written_by_template(write: Callable[[Any], str], conversations: Sequence[Any]) -> list[str]:
     """Each conversation as text; ValueError where the template refuses it, with the template's reason."""
-    from jinja2 import TemplateError  # what transformers writes templates with
-
     try:
         return [write(conversation) for conversation in conversations]
-    except TemplateError as error:
+    except Exception as error:  # a template is a program of its author's: anything may come
         raise ValueError(f"the chat template refuses the messages ({error}): correct them or it") from error
 
 

@@ -239,6 +239,25 @@ def test_a_conversation_is_a_list_of_messages(llm: LLM, messages: object) -> Non
     assert_nothing_began(llm)
 
 
+@pytest.mark.parametrize(
+    ("content", "error", "says"),
+    [
+        (5, TypeError, "content of a message is a str .*not 5"),
+        (b"hi", TypeError, "content of a message is a str"),
+        ([{"type": "image_url", "image_url": {}}], ValueError, "image_url.*only text is available"),
+        ([{"type": "text", "text": 5}], ValueError, "only text is available"),
+        ("\ud800", ValueError, "cannot encode the prompt.*surrogate"),
+    ],
+    ids=repr,
+)
+def test_the_content_of_a_message_is_text(
+    llm: LLM, content: object, error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        llm.chat([{"role": "user", "content": content}], SHORT, use_tqdm=False)
+    assert_nothing_began(llm)
+
+
 def test_chat_without_a_template_says_what_to_do(llm: LLM) -> None:
     llm.get_tokenizer().chat_template = None
     with pytest.raises(ValueError, match=r"no chat template: pass chat_template=.* or use generate"):

@@ -260,8 +260,8 @@ def test_without_a_tokenizer_tokens_are_taken_and_texts_refused(models: Models, 
 
 def test_an_empty_text_is_refused_though_a_tokenizer_would_begin_it() -> None:
     class Beginning:
-        def encode(self, text: str) -> list[int]:
-            return [1, *text.encode()]
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [1, *text.encode()] if add_special_tokens else [*text.encode()]
 
     assert read_prompt("a", Beginning()).token_ids.tolist() == [1, 97]
     with pytest.raises(ValueError, match="the prompt is empty"):

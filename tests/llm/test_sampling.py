@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import random
 from itertools import pairwise
 
@@ -170,3 +171,22 @@ def test_logprobs_are_those_of_the_model_and_ranks_count_from_one(open_llm: Open
             entry[token].logprob for token, entry in zip(child.token_ids, child.logprobs, strict=True)
         )
         assert child.cumulative_logprob == pytest.approx(total, abs=1e-4)
+
+
+@pytest.mark.parametrize("top_k", [tiny.VOCAB, 2**63, 10**30])
+def test_a_cut_off_beyond_the_vocabulary_cuts_nothing_off(open_llm: Open, top_k: int) -> None:
+    llm = open_llm()
+    few, all_ = (SamplingParams(seed=5, max_tokens=8, top_k=k, ignore_eos=True) for k in (top_k, 0))
+    cut, whole = llm.generate(["the bird"] * 2, [few, all_], use_tqdm=False)
+    assert cut.outputs[0].token_ids == whole.outputs[0].token_ids
+    assert cut.outputs[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("tokenizer", [True, False])
+def test_outputs_can_be_pickled_without_the_tokenizer(open_llm: Open, tokenizer: bool) -> None:
+    llm = open_llm(skip_tokenizer_init=not tokenizer)
+    params = SamplingParams(seed=5, max_tokens=4, logprobs=2)
+    (output,) = llm.generate([[3, 4, 5]], params, use_tqdm=False)
+    pickled = pickle.dumps(output)
+    assert pickle.loads(pickled) == output
+    assert len(pickled) < 10_000

@@ -195,3 +195,10 @@ def test_chat_is_the_template_then_generate(open_llm: Open) -> None:
     (plain,) = llm.generate([expected], params, use_tqdm=False)
     assert {tuple(output.outputs[0].token_ids) for output in one + two} == {tuple(plain.outputs[0].token_ids)}
     assert llm.chat([], params) == []
+
+
+def test_content_in_parts_is_their_text_line_by_line(open_llm: Open) -> None:
+    llm = open_llm()
+    parts = [{"type": "text", "text": "the bird"}, {"type": "text", "text": "sings"}]
+    (output,) = llm.chat([{"role": "user", "content": parts}], SamplingParams(max_tokens=1), use_tqdm=False)
+    assert output.prompt == "<user>the bird\nsings<bot>"
