@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,10 +83,28 @@ def test_a_base_model_without_prefix_loads(folder: Path) -> None:
     assert torch.equal(logits(load(folder), tokens(5)), before)
 
 
-def test_tensors_nobody_needs_are_left_alone(folder: Path) -> None:
+def test_tensors_nobody_needs_are_left_alone(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = logits(load(folder), tokens(5))
     edit_weights(folder, model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(4))
     assert torch.equal(logits(load(folder), tokens(5)), before)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("values", "changes", "name"),
+    [
+        ({"num_hidden_layers": 2}, {}, r"9 tensors .*'model\.layers\.2\.[a-z_.]*weight'"),
+        ({}, {"model__layers__0__self_attn__q_proj__bias": torch.ones(48)}, "1 tensors .*q_proj.bias'"),
+    ],
+)
+def test_weights_nobody_asked_for_are_told_of(
+    folder: Path, caplog: pytest.LogCaptureFixture, values: dict, changes: dict, name: str
+) -> None:
+    rewrite(folder, **values)
+    edit_weights(folder, **changes)
+    load(folder)
+    (record,) = caplog.records
+    assert re.search(f"{folder}: {name}: .*describes another model", record.getMessage())
 
 
 def test_a_tied_table_is_held_once(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def load_model(
     stored = _base_names(stored_tensors(Path(folder)))
     decoder = empty_decoder(spec, device, dtype, length, _tied(spec, stored))
     places = destinations(decoder)
-    _fill(places, _sources(places, stored, Path(folder)))
+    sources = _sources(places, stored, Path(folder))
+    _tell_of_unused(places, stored, Path(folder))
+    _fill(places, sources)
     return with_packed_weights(decoder)
 
 
@@ -116,6 +118,24 @@ def _sources(places: Mapping[str, Tensor], stored: Stored, folder: Path) -> dict
     for name, place in places.items():
         _check_fit(renamed[name], place)
     return {name: renamed[name] for name in places}
+
+
+def _tell_of_unused(places: Mapping[str, Tensor], stored: Stored, folder: Path) -> None:
+    """Warn of weights nobody asked for: a model without them runs, and says something else.
+
+    An error would turn away who drops layers on purpose (hf_overrides). Rotary frequencies are computed, and
+    old checkpoints hold them; a tied table may be stored under both its names.
+    """
+    known = {EMBEDDING, LM_HEAD, *places}
+    unused = [name for name in stored if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    if unused:
+        logger.warning(
+            "%s: %d tensors of the checkpoint are not used, such as %r: config.json (or hf_overrides)"
+            " describes another model, so expect other outputs",
+            folder,
+            len(unused),
+            stored[unused[0]].name,
+        )
 
 
 def _in_full(name: str) -> str:
