@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import workbench
-from workbench.console import say
+from workbench.console import OutputClosed, flush, say
 from workbench.errors import MissingExtra
 
 FAILED = 2  # a wrong argument or a file that is not there
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+CUT_OFF = 141  # 128 + SIGPIPE: whoever read our output, such as `head`, had enough
 
 # Subcommands with a parser of their own: everything after the name is theirs.
 _DELEGATED = {
@@ -38,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     try:
         return _run(arguments)
+    except OutputClosed:
+        return CUT_OFF
     except KeyboardInterrupt:
         say("interrupted", to=sys.stderr)
         return INTERRUPTED
@@ -47,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments and arguments[0] in _DELEGATED:
-        module = importlib.import_module(_DELEGATED[arguments[0]][0])
-        return module.main(arguments[1:]) or 0
-    options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
-    return command(options)
+    try:
+        if arguments and arguments[0] in _DELEGATED:
+            module = importlib.import_module(_DELEGATED[arguments[0]][0])
+            return module.main(arguments[1:]) or 0
+        options = _parser().parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    finally:
+        flush()  # also what --help has written
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,18 +5,41 @@ Knows nothing of what it shows. The library itself logs; only commands write her
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
 
+class OutputClosed(BrokenPipeError):
+    """Whoever read our output, such as `head`, had enough: no error, but nothing is left to do."""
+
+
 def say(*lines: str, to: TextIO | None = None) -> None:
-    """Write lines to `to`, by default standard output."""
+    """Write lines to `to`, by default standard output; OutputClosed when nobody reads it any more."""
     stream = to or sys.stdout
-    stream.write("\n".join(lines) + "\n")
-    stream.flush()
+    with _somebody_reads(stream):
+        stream.write("\n".join(lines) + "\n")
+        stream.flush()
+
+
+def flush() -> None:
+    """Bring out what others have written to standard output; OutputClosed when nobody reads it any more."""
+    with _somebody_reads(sys.stdout):
+        sys.stdout.flush()
+
+
+@contextmanager
+def _somebody_reads(stream: TextIO) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        # What is still in the buffer would raise once more when Python exits: it goes nowhere instead.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise OutputClosed from error
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from workbench.console import OutputClosed, say
 from workbench.models.zoo import config as configs
 from workbench.models.zoo import registry
 from workbench.models.zoo.corpus import tasks
@@ -56,6 +57,8 @@ def main(argv: Sequence[str]) -> int:
     run = commands.get(args.command, run_list)
     try:
         run(args)
+    except OutputClosed:
+        raise  # not about a name or a file; `workbench` knows what it means
     except (ValueError, OSError) as error:
         sys.stderr.write(f"workbench zoo: {error}\n")
         return 2
@@ -153,11 +156,6 @@ def run_list(args: argparse.Namespace) -> None:
     say(f"configurations: {', '.join(configs.known())}")
     for name in tasks.NAMES:
         say(f"task {name}: {', '.join(tasks.kinds_of(name))}")
-
-
-def say(text: str) -> None:
-    """The one place that writes to the terminal."""
-    sys.stdout.write(text + "\n")
 
 
 if __name__ == "__main__":
