@@ -16,23 +16,28 @@ class FairLock:
         self._guard = threading.RLock()  # a finaliser may want a turn while its own thread is in here
         self._queue: deque[threading.Lock] = deque()
         self._owner: int | None = None  # thread that holds it
+        self._arriving: int | None = None  # thread that is queueing up, and holds the guard
 
     @property
     def mine(self) -> bool:
-        """Whether this very thread holds it."""
-        return self._owner == threading.get_ident()
+        """Whether this very thread holds it, or is on its way in and must not wait behind itself."""
+        return threading.get_ident() in (self._owner, self._arriving)
 
     def __enter__(self) -> None:
         me = threading.get_ident()
         ticket = threading.Lock()
         with self._guard:
-            if self._owner == me:
-                raise RuntimeError("the engine is in the middle of a step of this very thread")
-            if self._owner is None:
-                self._owner = me
-                return
-            ticket.acquire()
-            self._queue.append(ticket)
+            self._arriving = me  # first: a finaliser of ours that waited in here would wait with the guard
+            try:
+                if self._owner == me:
+                    raise RuntimeError("the engine is in the middle of a step of this very thread")
+                if self._owner is None:
+                    self._owner = me
+                    return
+                ticket.acquire()
+                self._queue.append(ticket)
+            finally:
+                self._arriving = None
         try:
             ticket.acquire()  # released by the holder before us
         except BaseException:
