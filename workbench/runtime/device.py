@@ -26,7 +26,7 @@ _DTYPES = {
 
 
 def naming_faults(method: Callable[P, T]) -> Callable[P, T]:
-    """A device's fault, which torch may report at any later call, becomes DeviceLost; lack of memory is none."""
+    """A fault of the device, which torch may report at any later call, becomes DeviceLost; OOM is none."""
 
     @functools.wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> T:
