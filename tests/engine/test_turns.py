@@ -10,15 +10,16 @@ from workbench.engine.loop import Engine
 
 
 class Collecting(deque):
-    """A queue in which the garbage collector runs when it grows, and finds a stream to end."""
+    """A queue in which the garbage collector runs when it first grows, and finds a stream to end."""
 
     def __init__(self, engine: Engine[Any], ended: list[str]) -> None:
         super().__init__()
-        self._finalise = lambda: engine.in_turn(lambda: ended.append("stream"))
+        self._garbage = [lambda: engine.in_turn(lambda: ended.append("stream"))]
 
     def append(self, ticket: threading.Lock) -> None:
         super().append(ticket)
-        self._finalise()
+        while self._garbage:
+            self._garbage.pop()()
 
 
 def test_a_finaliser_that_runs_while_its_thread_queues_up_is_put_off() -> None:
