@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.models import backend
 from workbench.models.linear import Linear, empty_linear, product
-from workbench.models.operations import Operations, operations_for
+from workbench.models.operations import Operations, TorchOperations
 from workbench.models.rotary import Rotary, build_rotary
 from workbench.models.spec import ModelSpec
 
@@ -129,7 +130,7 @@ def empty_decoder(
         spec=spec,
         device=device,
         dtype=dtype,
-        operations=operations_for(device),
+        operations=_operations(device),
         rotary=build_rotary(spec, max_positions, device),
         embedding=embedding,
         layers=tuple(_empty_layer(spec, vector, linear) for _ in range(spec.num_layers)),
@@ -152,3 +153,12 @@ def _empty_layer(
         gate_up=linear(2 * spec.intermediate_size, spec.hidden_size, spec.mlp_bias),
         down=linear(spec.hidden_size, spec.intermediate_size, spec.mlp_bias),
     )
+
+
+def _operations(device: torch.device) -> Operations:
+    """What computes fastest on a device."""
+    if not backend.has_kernels(device):
+        return TorchOperations()
+    from workbench.models.fused import FusedOperations
+
+    return FusedOperations()

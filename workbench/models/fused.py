@@ -5,8 +5,6 @@ Which of two ways a product takes depends on the number of rows alone, so that a
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.kernels.linear.kernel import few, few_rows
@@ -46,17 +44,3 @@ def _few(
 ) -> Projected:
     y, total = few_rows(x, linear.weight, linear.bias, residual, norm, eps, gated)
     return Projected(y, x if total is None else total)
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias by whichever is faster for so many rows."""
-    return few_rows(x, weight, bias).y if few(x.shape[0], weight) else F.linear(x, weight, bias)
-
-
-def product_into(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """The same, written to `out` [T, out]."""
-    if few(x.shape[0], weight):
-        return few_rows(x, weight, bias, out=out).y
-    if bias is None:
-        return torch.mm(x, weight.t(), out=out)
-    return torch.addmm(bias, x, weight.t(), out=out)

@@ -60,9 +60,9 @@ def product(device: torch.device, dtype: torch.dtype) -> Product:
     if device.type == "cpu" and dtype != torch.float32 and not _multiplies_natively(dtype):
         return _widened
     if backend.has_kernels(device):
-        from workbench.models.fused import product as few_or_many
+        from workbench.models import products
 
-        return few_or_many
+        return products.product
     return F.linear
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from workbench.kernels.rms_norm.reference import add_rms_norm, rms_norm
 from workbench.kernels.silu_mul.reference import silu_mul
-from workbench.models import backend
 from workbench.models.linear import Linear
 
 
@@ -61,12 +59,3 @@ class TorchOperations:
 
     def norm(self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Tensor:
         return rms_norm(x, norm, eps) if residual is None else add_rms_norm(x, residual, norm, eps).y
-
-
-def operations_for(device: torch.device) -> Operations:
-    """What computes fastest on a device."""
-    if not backend.has_kernels(device):
-        return TorchOperations()
-    from workbench.models.fused import FusedOperations
-
-    return FusedOperations()

@@ -20,7 +20,7 @@ from workbench.kernels.sample.kernel import make_workspace, sample
 from workbench.kernels.sample.reference import Adjusted, Options
 from workbench.kernels.step_inputs.kernel import append, apply_growth, lay_out
 from workbench.models.decoder import Decoder
-from workbench.models.fused import product_into
+from workbench.models.products import product_into
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
