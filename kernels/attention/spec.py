@@ -48,9 +48,11 @@ def make_inputs(batch: Batch, generator: torch.Generator, device: torch.device) 
 
     cache = draw(2, batch.kv_heads, num_blocks, batch.block_size, batch.head_dim).to(batch.dtype)
     cache[:, :, 0] = float("nan")
-    for row, (length, blocks) in enumerate(zip(batch.lengths, batch.blocks, strict=True)):
-        if blocks and length % batch.block_size:
-            cache[:, :, int(tables[row, blocks - 1]), length % batch.block_size :] = float("nan")
+    for row, blocks in enumerate(batch.blocks):
+        first, length = _first_seen(batch.lengths[row] - batch.counts[row], batch.window), batch.lengths[row]
+        slots = torch.arange(blocks * batch.block_size, device=device).view(blocks, batch.block_size)
+        unseen = (slots < first) | (slots >= length)
+        cache[:, :, tables[row, :blocks].long()] += torch.where(unseen, float("nan"), 0.0)[:, :, None]
     out = torch.full((used + pad, batch.heads * batch.head_dim), float("nan"), device=device)
     out[used:] = UNTOUCHED
     rows = torch.randperm(len(batch.counts), generator=generator, device=device)
@@ -67,6 +69,11 @@ def make_inputs(batch: Batch, generator: torch.Generator, device: torch.device) 
         ),
         "out": out.to(batch.dtype),
     }
+
+
+def _first_seen(start: int, window: int | None) -> int:
+    """The first key that a query at `start` sees."""
+    return 0 if window is None else max(0, start - window + 1)
 
 
 def _drawn(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -115,11 +122,11 @@ def dense(
         begin, count = begins[r], begins[r + 1] - begins[r]
         if count == 0:
             continue
-        positions = torch.arange(starts[r], starts[r] + count, device=query.device)
-        length = starts[r] + count
+        first, length = _first_seen(starts[r], window), starts[r] + count
+        positions = torch.arange(starts[r] - first, length - first, device=query.device)
         blocks = ragged.tables[row, : -(-length // cache.shape[3])].long()
         for head in range(cache.shape[1]):
-            keys, values = cache[:, head, blocks].flatten(1, 2)[:, :length]
+            keys, values = cache[:, head, blocks].flatten(1, 2)[:, first:length]
             queries = query[begin : begin + count, head * group : (head + 1) * group].transpose(0, 1)
             result = (_weights(queries @ keys.T * scale, positions, window) @ values).transpose(0, 1)
             out.view(query.shape)[begin : begin + count, head * group : (head + 1) * group] = result

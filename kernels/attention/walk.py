@@ -42,17 +42,21 @@ def _walk(
 ):
     """Carry the triple of a tile over a range of keys. Unmasked: whole steps of keys that all rows see."""
     d = tl.arange(0, BLOCK_D)
+    if WINDOW > 0:
+        gone = tl.min(position, 0) - WINDOW  # the last key behind all windows: its block may be another's now
     for at in range(lo, hi, BLOCK_N):
         key = at + tl.arange(0, BLOCK_N)
         if MASKED:
             inside = key < hi
+            if WINDOW > 0:
+                inside &= key > gone
             block = tl.load(table + key // BLOCK_SIZE, mask=inside, other=0)
         else:
             block = tl.load(table + key // BLOCK_SIZE)
         if WIDE:
             block = block.to(tl.int64)
         place = (block * BLOCK_SIZE + key % BLOCK_SIZE)[:, None] * D + d[None, :]
-        # A masked weight is 0, but times what a foreign slot holds it may be NaN: values beyond are 0.
+        # A masked weight is 0, but times what a foreign slot holds it may be NaN: values nobody sees are 0.
         if MASKED and D < BLOCK_D:
             there = inside[:, None] & (d < D)[None, :]
             k = tl.load(keys + place, mask=there, other=0.0)

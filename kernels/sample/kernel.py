@@ -318,7 +318,8 @@ def _finish(
             values + line * CANDIDATES, ids + line * CANDIDATES, bounds, tl.where(adjusted, 0, SHIFT),
             WIDE, PARTS, PARTS_USED, GROUPS, CANDIDATES, GROUP, TILE,
         )  # fmt: skip
-    tl.store(out + row, token.to(tl.int64))
+    # A row of NaN has no winner, and what is drawn is looked up in tables.
+    tl.store(out + row, tl.minimum(token, vocab - 1).to(tl.int64))
 
 
 @triton.jit

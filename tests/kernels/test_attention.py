@@ -59,7 +59,19 @@ def test_windows_of_any_width(window: int, device: torch.device):
     check(batch, draw(batch, 0, device))
 
 
-@pytest.mark.parametrize("block_size", [8, 16, 32])
+@pytest.mark.parametrize("counts", [(1, 3), (70, 2)])
+def test_what_has_left_the_window_may_be_anybodys(counts: tuple[int, int], device: torch.device):
+    """Blocks behind the window go back to the pool; the table then names the null block, or another's."""
+    batch = Batch(counts, (175, 90), 2, 1, 64, window=20, dtype=HALF)
+    inputs = draw(batch, 0, device)
+    expected = expect(inputs)
+    tables = inputs["ragged"].tables
+    for r, row in enumerate(inputs["ragged"].rows.tolist()):
+        tables[row, : (batch.lengths[r] - counts[r] - 19) // batch.block_size] = 0
+    compare((attend(**inputs),), (expected,), TOLERANCE[batch.dtype])
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 16, 24, 32, 256])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (2, 1), (4, 1), (8, 1)])
 def test_groups_and_block_sizes(heads: int, kv_heads: int, block_size: int, device: torch.device):
     batch = Batch((1, 5), (41, 37), heads, kv_heads, 64, block_size=block_size, dtype=torch.float32)

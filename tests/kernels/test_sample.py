@@ -97,6 +97,15 @@ def test_masked_tokens_are_never_drawn(device: torch.device):
     assert kernel.sample(logits, options)[3:].tolist() == [1, 1, 1]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the interpreter
+@pytest.mark.parametrize("nothing", [float("nan"), NEVER])
+def test_a_row_without_a_winner_still_gives_a_token_of_the_vocabulary(nothing: float, device: torch.device):
+    logits = torch.full((5, VOCAB), nothing, device=device)
+    cuts = {"temperature": [0.0, 0.9, 0.9, 0.9, 0.9], "top_k": [0, 0, 5, 0, 0], "min_p": [0, 0, 0, 0, 0.1]}
+    options = make_options(5, device, top_p=[1, 1, 1, 0.9, 1], **cuts)
+    assert all(0 <= token < VOCAB for token in kernel.sample(logits, options).tolist())
+
+
 def test_the_sharpest_cuts_leave_the_largest_logit(device: torch.device):
     logits = make_logits(4, device)
     options = make_options(4, device, top_k=[1, 0, 0, 0], top_p=[1, 0, 1e-6, 1], min_p=[0, 0, 0, 1])
