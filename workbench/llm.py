@@ -332,11 +332,7 @@ class LLM:
         """Forget every cached prefix; False, and nothing done, while requests hold blocks."""
         with self._engine.undisturbed():
             self._engine.drain()
-            pool = self._engine.scheduler.cache.pool
-            if pool.num_held:
-                return False
-            pool.forget_all()
-            return True
+            return self._engine.scheduler.forget_prefixes()
 
     def close(self) -> None:
         """End what is open and give all memory back. The trace can still be read."""

@@ -113,15 +113,20 @@ class House:
 
 
 def build(
-    budget: int = 16, blocks: int = 40, depth: int = 0, max_steps: int | None = None, rows: int = 8
+    budget: int = 16,
+    blocks: int = 40,
+    depth: int = 0,
+    max_steps: int | None = None,
+    rows: int = 8,
+    groups: Sequence[KVGroup] = (KVGroup((0,)),),
+    watched: bool = True,
 ) -> House:
     clock, emitter = TickingClock(), Emitter()
-    cache = CacheManager(
-        BlockPool(blocks), [KVGroup((0,))], BLOCK_SIZE, hash_function("sha256"), caching=True
-    )
+    cache = CacheManager(BlockPool(blocks), groups, BLOCK_SIZE, hash_function("sha256"), caching=True)
     scheduler = Scheduler(Limits(budget, rows, MAX_LENGTH), cache, FirstComeFirstServed(), clock, emitter)
     trace = Trace(max_steps, decode=lambda ids: " ".join(f"t{token_id}" for token_id in ids))
-    emitter.add(trace.observer)
+    if watched:
+        emitter.add(trace.observer)
     emitter(
         EngineStarted(clock(), {"model": "fake", "device": "cpu", "budget": budget, "num_blocks": blocks})
     )

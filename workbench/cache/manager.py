@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from workbench.cache.hashing import TOKEN_BYTES, HashFunction, extend_keys
+from workbench.cache.journal import Journal
 from workbench.cache.pool import NULL_BLOCK, BlockPool
 
 
@@ -29,6 +30,7 @@ class BlockTables:
     blocks: list[list[int]]  # per group; entry i holds tokens [i * block_size, (i + 1) * block_size)
     keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
     num_registered: int = 0  # leading blocks that were found or made findable
+    name: str = ""  # whose; the journal tells it
 
 
 class Hit(NamedTuple):
@@ -64,6 +66,15 @@ class CacheManager:
         self.caching = caching
         self._sliding = any(group.window is not None for group in groups)
         self._digest = digest
+        self._journal: Journal | None = None  # there while somebody observes
+
+    def watch(self, on: bool) -> Journal | None:
+        """Write down what happens to blocks, or stop; the journal it is written to."""
+        if not on:
+            self._journal = None
+        elif self._journal is None:
+            self._journal = Journal(self.pool, self.block_size)
+        return self._journal
 
     def open(self, root: bytes) -> BlockTables:
         """Empty tables for a new request."""
@@ -141,8 +152,11 @@ class CacheManager:
         for table, blocks in zip(tables.blocks, hit.blocks, strict=True):
             pool.hold(block for block in blocks if block != NULL_BLOCK)
             table[:] = blocks
-        for table in tables.blocks:
-            table += pool.take(wanted - len(table))
+        if self._journal is not None:
+            for group, blocks in enumerate(hit.blocks):
+                self._journal.reused(group, blocks, tables.name)
+        for group, table in enumerate(tables.blocks):
+            table += self._take(wanted - len(table), tables, group)
         tables.num_registered = hit.num_tokens // self.block_size
         return True
 
@@ -160,15 +174,24 @@ class CacheManager:
         if fresh > self.pool.num_free:
             return None
         grown = []
-        for table in tables.blocks:
-            blocks = self.pool.take(wanted - len(table))
+        for group, table in enumerate(tables.blocks):
+            blocks = self._take(wanted - len(table), tables, group)
             table += blocks
             grown.append(blocks)
         return grown
 
+    def _take(self, count: int, tables: BlockTables, group: int) -> list[int]:
+        """Blocks for the end of a table."""
+        if self._journal is None or not count:
+            return self.pool.take(count)
+        self._journal.taking(count, [tables.name])
+        blocks = self.pool.take(count)
+        self._journal.reserved(group, len(tables.blocks[group]), blocks, tables.name)
+        return blocks
+
     def _slide(self, tables: BlockTables, start: int) -> None:
         """Give back blocks that left the window of a step that begins at `start`."""
-        for group, table in zip(self.groups, tables.blocks, strict=True):
+        for index, (group, table) in enumerate(zip(self.groups, tables.blocks, strict=True)):
             if group.window is None:
                 continue
             place = min(self._first_needed(group.window, start), len(table)) - 1
@@ -178,6 +201,9 @@ class CacheManager:
                 table[place] = NULL_BLOCK
                 place -= 1
             self.pool.release(left)  # the last of `left` is the oldest token's
+            if self._journal is not None and left:
+                places = range(place + 1, place + 1 + len(left))
+                self._journal.gave_back(index, left[::-1], places, tables.name, "out of the window")
 
     def register(self, tables: BlockTables, source: TokenSource, num_tokens: int) -> list[bytes]:
         """Make the full blocks of the first `num_tokens` tokens findable; the keys that are new.
@@ -191,12 +217,17 @@ class CacheManager:
         self._extend(tables, source, full)
         new = []
         for index, table in enumerate(tables.blocks):
+            places = []
             for place in range(first, full):
                 key = tables.keys[place]
                 if index:
                     key = _group_key(key, index)
                 if table[place] != NULL_BLOCK and self.pool.register(table[place], key):
                     new.append(key)
+                    places.append(place)
+            if self._journal is not None and places:
+                blocks, names = [table[place] for place in places], [tables.name] * len(places)
+                self._journal.cached(index, blocks, places, names)
         tables.num_registered = full
         return new
 
@@ -223,17 +254,47 @@ class CacheManager:
                 each.num_registered += 1
                 if pool.register(each.blocks[0][-1], key):
                     keys.append(key)
+        if self._journal is not None:
+            self._journal.taking(len(tables), [each.name for each in tables])
         blocks = pool.take(len(tables))
         for each, block in zip(tables, blocks, strict=True):
             each.blocks[0].append(block)
+        if self._journal is not None:
+            self._tell_crossing(self._journal, tables, blocks)
         return blocks, keys
 
-    def release(self, tables: BlockTables) -> None:
-        """Give every block back. Keys stay known, so that the request finds its blocks if it comes back."""
-        for table in tables.blocks:
+    def _tell_crossing(self, journal: Journal, tables: Sequence[BlockTables], blocks: Sequence[int]) -> None:
+        """Each table has a new last block, and the one before it is full."""
+        if self.caching:
+            filled = [each for each in tables if self.pool.find(each.keys[-1]) == each.blocks[0][-2]]
+            places = [len(each.blocks[0]) - 2 for each in filled]
+            journal.cached(0, [each.blocks[0][-2] for each in filled], places, [each.name for each in filled])
+        journal.crossing(blocks, [len(each.blocks[0]) - 1 for each in tables], [each.name for each in tables])
+
+    def release(self, tables: BlockTables, reason: str = "released") -> None:
+        """Give every block back. Keys stay known, so that the request finds its blocks if it comes back.
+
+        `reason` is for those who watch.
+        """
+        for group, table in enumerate(tables.blocks):
             self.pool.release(table)
+            if self._journal is not None:
+                self._journal.released(group, table, tables.name, reason)
             table.clear()
         tables.num_registered = 0
+
+    def withdraw(self, keys: Iterable[bytes]) -> None:
+        """Make blocks unfindable whose content cannot be trusted."""
+        if self._journal is not None:
+            keys = list(keys)
+            self._journal.withdrawing(keys, "step failed")
+        self.pool.withdraw(keys)
+
+    def forget_all(self) -> None:
+        """Make every block unfindable."""
+        if self._journal is not None:
+            self._journal.withdrawing(self.pool.keys(), "cache reset")
+        self.pool.forget_all()
 
     def check(self, holders: Iterable[BlockTables]) -> None:
         """The conservation law over all tables; raises AssertionError where it is broken."""

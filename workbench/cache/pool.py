@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 NULL_BLOCK = 0
 
@@ -45,6 +46,18 @@ class BlockPool:
 
     def find(self, key: bytes) -> int | None:
         return self._found.get(key)
+
+    def key_of(self, block: int) -> bytes | None:
+        """The key a block is found by, if it is."""
+        return self._keys[block]
+
+    def keys(self) -> list[bytes]:
+        """Of everything findable."""
+        return list(self._found)
+
+    def next_free(self, count: int) -> list[int]:
+        """What `take(count)` would take."""
+        return list(islice(self._free, count))
 
     def take(self, count: int) -> list[int]:
         """`count` blocks for one new holder; the caller has seen that `num_free` suffices."""

@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from workbench.cache.journal import KEY_BYTES, Journal
 from workbench.cache.manager import CacheManager
 from workbench.engine.clock import Clock
 from workbench.engine.events import (
+    BlocksChanged,
     Emitter,
     FinishReason,
     RequestArrived,
@@ -84,6 +86,11 @@ class Books:
         self.removed: list[int] = []  # rows emptied since the last plan
         self.index = 0  # of the next plan
         self._arrivals = 0
+        self._journal: Journal | None = None  # of blocks, while somebody observes
+        emit.on_switch(self._watch_blocks)
+
+    def _watch_blocks(self, on: bool) -> None:
+        self._journal = self.cache.watch(on)
 
     def next_index(self) -> int:
         """Of the plan that is being made."""
@@ -133,7 +140,7 @@ class Books:
         request.num_reached = max(request.num_reached, computed)
         request.num_preemptions += 1
         self.counts.preemptions += 1
-        self.cache.release(request.tables)
+        self.cache.release(request.tables, "preempted")
         if self.emit:
             self.emit(RequestPreempted(self.clock(), self.index, request.request_id, computed, in_flight))
         return request
@@ -151,7 +158,7 @@ class Books:
         if not ending:
             return
         places = []
-        for request, _, _ in ending:
+        for request, reason, _ in ending:
             place = self.running.place_of(request)
             places.append(place)
             self.drop(request)
@@ -159,11 +166,32 @@ class Books:
             keys = self.cache.register(request.tables, self.running.source(request), written)
             if self.flights:  # the newest step may still fail, and it is among those that wrote these blocks
                 self.flights[-1].registered += keys
-            self.cache.release(request.tables)
+            self.cache.release(request.tables, reason)
         self.running.remove(places)
         for request, reason, stop_reason in ending:
             self.removed.append(request.row)
             self.end(request, reason, stop_reason)
+        self.tell_blocks(self.index)
+
+    def tell_blocks(self, step: int) -> None:
+        """Observers hear what happened to blocks; `step` is the first plan that counts it."""
+        if not self._journal:
+            return
+        changes = self._journal.take()
+        self.emit(
+            BlocksChanged(
+                self.clock(),
+                step,
+                np.frombuffer(changes.kinds, np.uint8),
+                np.frombuffer(changes.groups, np.uint8),
+                np.frombuffer(changes.blocks, np.int32),
+                np.frombuffer(changes.positions, np.int32),
+                np.frombuffer(changes.holders, np.int32),
+                np.frombuffer(changes.keys, np.uint8).reshape(-1, KEY_BYTES),
+                tuple(changes.names),
+                np.frombuffer(changes.reasons, np.uint8),
+            )
+        )
 
     def drop(self, request: Request) -> int:
         """Whatever is in flight for the request will be ignored; how many tokens that is."""

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from workbench.engine.plan import Ints, StepPlan
     from workbench.engine.result import StepResult
 
 logger = logging.getLogger(__name__)
 
+Codes = npt.NDArray[np.uint8]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -39,8 +43,22 @@ class RequestArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixLookedUp:
+    """A waiting request's prefix was looked up in the cache; it is admitted if there is room for the rest.
+
+    A request that does not read the prefix cache is not looked up.
+    """
+
+    at: float
+    step: int  # the plan that is being made
+    request_id: str
+    num_queried: int  # tokens looked up: prompt and, after a preemption, what it had generated
+    num_hit: int  # of them, found: whole blocks, and never the last token
+
+
+@dataclass(frozen=True, slots=True)
 class RequestAdmitted:
-    """A waiting request got a batch row; its prefix was looked up in the cache."""
+    """A waiting request got a batch row, and holds the blocks that its prefix was found in."""
 
     at: float
     step: int
@@ -64,8 +82,30 @@ class RequestPreempted:
 
 
 @dataclass(frozen=True, slots=True)
+class BlocksChanged:
+    """What happened to KV blocks since the event before: columns with a line for each change, in order.
+
+    It comes ahead of its plan's StepPlanned, whose numbers of blocks count it; what happens between two plans
+    belongs to the later one.
+    """
+
+    at: float
+    step: int  # the first plan that finds it so
+    kinds: (
+        Codes  # [n]; `workbench.cache.journal.Change`: reserved, reused, cached, evicted, released, withdrawn
+    )
+    groups: Codes  # [n]; KV group
+    blocks: Ints  # [n]
+    positions: Ints  # [n]; of the block's first token in its request; -1: as it was said of the block before
+    holders: Ints  # [n]; how many hold the block afterwards
+    keys: Codes  # [n, 8]; the first bytes of the block's key, zeros where it has none
+    request_ids: tuple[str, ...]  # [n]; on whose behalf, "" for nobody's
+    reasons: Codes  # [n]; why: a place in `workbench.cache.journal.REASONS`
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlanned:
-    """A plan is complete and about to be launched."""
+    """A plan is complete and about to be launched: who computes which tokens, one line a chunk."""
 
     at: float
     plan: StepPlan
@@ -118,8 +158,10 @@ class RequestFinished:
 Event = (
     EngineStarted
     | RequestArrived
+    | PrefixLookedUp
     | RequestAdmitted
     | RequestPreempted
+    | BlocksChanged
     | StepPlanned
     | StepCommitted
     | StepFailed
@@ -136,6 +178,7 @@ class Emitter:
 
     def __init__(self) -> None:
         self._observers: list[Observer] = []
+        self._switch: Callable[[bool], object] = _ignore
 
     def __bool__(self) -> bool:
         return bool(self._observers)
@@ -150,6 +193,17 @@ class Emitter:
 
     def add(self, observer: Observer) -> None:
         self._observers.append(observer)
+        self._switch(True)
 
     def remove(self, observer: Observer) -> None:
         self._observers.remove(observer)
+        self._switch(bool(self._observers))
+
+    def on_switch(self, switch: Callable[[bool], object]) -> None:
+        """Who collects what observers will be told hears, now and later, whether there are any."""
+        self._switch = switch
+        switch(bool(self._observers))
+
+
+def _ignore(on: bool) -> None:
+    """Nobody collects anything."""

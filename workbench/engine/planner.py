@@ -12,7 +12,7 @@ import numpy as np
 
 from workbench.cache.manager import Hit
 from workbench.engine.books import NOBODY, Books
-from workbench.engine.events import RequestAdmitted
+from workbench.engine.events import PrefixLookedUp, RequestAdmitted
 from workbench.engine.flight import Flight
 from workbench.engine.plan import Addition, Growth, Ints, StepPlan
 from workbench.engine.request import Request, State
@@ -230,7 +230,13 @@ class Planner:
     def _lookup(self, request: Request) -> Hit:
         if request.params.skip_reading_prefix_cache:
             return Hit(0, [[] for _ in self._books.cache.groups])
-        return self._books.cache.lookup(request.tables, request, len(request.token_ids))
+        books, queried = self._books, len(request.token_ids)
+        hit = books.cache.lookup(request.tables, request, queried)
+        if books.emit:
+            books.emit(
+                PrefixLookedUp(books.clock(), books.index, request.request_id, queried, hit.num_tokens)
+            )
+        return hit
 
     def _count_lookup(self, request: Request, found: int) -> None:
         if not request.params.skip_reading_prefix_cache:

@@ -20,7 +20,7 @@ def step_planned(books: Books, flight: Flight, recomputed: int, began: float) ->
     return StepPlanned(
         at=now,
         plan=flight.plan,
-        request_ids=_planned_ids(flight),
+        request_ids=_planned_ids(books, flight),
         running=books.running.count,
         waiting=len(books.waiting),
         blocks_free=pool.num_free,
@@ -31,9 +31,9 @@ def step_planned(books: Books, flight: Flight, recomputed: int, began: float) ->
     )
 
 
-def _planned_ids(flight: Flight) -> tuple[str, ...]:
+def _planned_ids(books: Books, flight: Flight) -> tuple[str, ...]:
     if len(flight.plan.rows) == len(flight.requests):  # everybody, in running order
-        return tuple([request.request_id for request in flight.requests])
+        return books.running.request_ids
     names = flight.names
     return tuple([names[row] for row in flight.plan.rows.tolist()])
 
@@ -48,12 +48,13 @@ def step_committed(
     began: float,
 ) -> StepCommitted:
     """A result as it was applied. `kept`: lines of the result that somebody took; None: all."""
-    now = books.clock()
+    now, running = books.clock(), books.running
+    everybody = requests is running.requests  # the same list as long as nobody comes or goes
     positions = (flight.plan.starts + flight.plan.counts)[flight.plan.samples]
     return StepCommitted(
         at=now,
         result=result,
-        request_ids=tuple([request.request_id for request in requests]),
+        request_ids=running.request_ids if everybody else tuple([request.request_id for request in requests]),
         token_ids=token_ids,
         positions=positions if kept is None else positions[kept],
         taken=np.arange(len(requests), dtype=np.int32) if kept is None else np.array(kept, np.int32),

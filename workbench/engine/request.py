@@ -71,6 +71,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.token_ids = self.prompt_token_ids
+        self.tables.name = self.request_id
         self.stop_ids = frozenset(self.eos_token_ids) | frozenset(self.params.stop_token_ids or ())
 
     def __repr__(self) -> str:

@@ -77,7 +77,15 @@ class Running:
         self.rows: Ints = self.row.astype(np.int32)
         self._place_of_row[self.row] = np.arange(n)
         self._unlooked = 0
+        self._request_ids: tuple[str, ...] | None = None
         self.version += 1
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """In running order; made once for each membership."""
+        if self._request_ids is None:
+            self._request_ids = tuple([request.request_id for request in self.requests])
+        return self._request_ids
 
     @property
     def num_free_rows(self) -> int:

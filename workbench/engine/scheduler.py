@@ -65,6 +65,7 @@ class Scheduler:
             return None
         flight = self.flights[-1]
         if self._emit:
+            self._books.tell_blocks(flight.plan.index)
             self._emit(step_planned(self._books, flight, draft.recomputed, began))
         return flight.plan
 
@@ -152,10 +153,11 @@ class Scheduler:
             books.preempt(place)
         books.leave(list(everybody))
         for flight in self.flights:
-            self.cache.pool.withdraw(flight.registered)
+            self.cache.withdraw(flight.registered)
         self.flights.clear()
         books.removed.clear()
         self._planner.restart()
+        books.tell_blocks(books.index)
         return Commit(failed, (), (), victims)
 
     def end_all(self, error: str) -> Commit:
@@ -164,6 +166,14 @@ class Scheduler:
         rest = list(self.waiting)
         self._books.abort(rest, "error")
         return failure._replace(finished=[*failure.finished, *rest])
+
+    def forget_prefixes(self) -> bool:
+        """Nothing is found in the cache any more; False, and nothing done, while blocks are held."""
+        if self.cache.pool.num_held:
+            return False
+        self.cache.forget_all()
+        self._books.tell_blocks(self._books.index)
+        return True
 
     def check(self) -> None:
         """The laws that hold after every step; raises AssertionError where one is broken."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.engine.events import Event, StepCommitted, StepPlanned
+from workbench.trace.blocks import block_table
 from workbench.trace.facts import NAN, NONE, Facts, Longs, RequestFacts, StepFacts, read
 from workbench.trace.recorder import Recording
 from workbench.trace.schema import SCHEMA_VERSION, Table, Tables, complete
@@ -44,6 +45,7 @@ def derive(recording: Recording, version: str, decode: Decode | None = None) -> 
         steps=steps,
         step_requests=_step_requests(facts, chunks),
         tokens=_tokens(facts, picks, decode),
+        blocks=block_table(facts.blocks, facts.began),
         events=_events(facts, recording.events),
     )
 

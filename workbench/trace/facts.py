@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.engine.events import (
+    BlocksChanged,
     EngineStarted,
     Event,
     RequestAdmitted,
@@ -84,6 +85,7 @@ class Facts:
 
     requests: list[RequestFacts] = field(default_factory=list)  # in order of arrival
     steps: list[StepFacts] = field(default_factory=list)  # in order of planning
+    blocks: list[BlocksChanged] = field(default_factory=list)
     config: dict[str, object] = field(default_factory=dict)
     began: float = NAN  # clock reading all times are relative to
     ended: float = NAN
@@ -122,6 +124,8 @@ class _Reader:
                 self._num_preempted += 1
                 self._request(event.request_id).preemptions += 1
                 self._lose(event.request_id)
+            case BlocksChanged():
+                facts.blocks.append(event)
             case StepPlanned():
                 self._planned(event)
             case StepCommitted():

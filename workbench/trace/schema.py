@@ -6,6 +6,15 @@ Counts of tokens are whole numbers. A value that does not exist (yet) is NaN, in
 The sum rule, over requests that ran to their end::
 
     steps.scheduled = Σ (prompt_tokens - cached_tokens) + Σ (output_tokens - 1) + recomputed + overshoot
+
+What can happen to a block: it is *reserved* (taken off the free list, to be written), *reused* (a prefix was
+found in it), *cached* (full, and findable by its key from now on), *evicted* (its key is forgotten, because
+it is taken for something else), *released* (a holder less; with none left it is free, and findable as long as
+it has a key), *withdrawn* (its key is forgotten, because its content is not to be found). From step to step::
+
+    Δ blocks_held   = reserved + (reused, now with 1 holder) - (released, now with 0 holders)
+    Δ blocks_cached = cached - evicted - withdrawn
+    blocks_free     = all blocks - blocks_held
 """
 
 from __future__ import annotations
@@ -39,6 +48,7 @@ class Tables(NamedTuple):
     steps: Table
     step_requests: Table
     tokens: Table
+    blocks: Table
     events: Table
 
 
@@ -146,6 +156,19 @@ TOKENS = (
     Column("rank", "float", "1 is the likeliest token, where the request asked for logprobs"),
 )
 
+BLOCKS = (
+    Column("step", "int", "the first plan that finds it so; one past the last where no plan came after"),
+    Column("at_s", "float", "when it was told: with that plan, or at an end"),
+    Column("block", "int", "number, 1 is the first"),
+    Column("group", "int", "KV group"),
+    Column("event", "text", "reserved, reused, cached, evicted, released or withdrawn; see below"),
+    Column("request_id", "text", "on whose behalf; missing for withdrawn"),
+    Column("holders", "int", "requests that hold it afterwards"),
+    Column("position", "float", "in the request of its first token; NaN where the trace began later"),
+    Column("key", "text", "how its key begins, as hex; missing where it has none"),
+    Column("reason", "text", "why"),
+)
+
 EVENTS = (
     Column("at_s", "float", "when"),
     Column("kind", "text", "what: request_arrived, step_planned ..."),
@@ -161,6 +184,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     "steps": STEPS,
     "step_requests": STEP_REQUESTS,
     "tokens": TOKENS,
+    "blocks": BLOCKS,
     "events": EVENTS,
 }
 
