@@ -140,14 +140,6 @@ def test_a_scope_ends_with_its_block_even_when_that_raises() -> None:
     assert len(t.steps) == 0
 
 
-def test_what_recording_cannot_do_yet_is_refused(tmp_path: Path) -> None:
-    trace = Trace()
-    with pytest.raises(ValueError, match="to_csv"), trace.record(path=tmp_path):
-        pass
-    with pytest.raises(ValueError, match="SamplingParams"), trace.record(logprobs=3):
-        pass
-
-
 def test_a_recorded_run_is_the_same_run() -> None:
     def tokens(observed: bool) -> list[list[int]]:
         house = build(budget=9, blocks=14, depth=1)
@@ -159,62 +151,6 @@ def test_a_recorded_run_is_the_same_run() -> None:
         return [request.token_ids.tolist() for request in house.requests]
 
     assert tokens(True) == tokens(False)
-
-
-# --- files ----------------------------------------------------------------------------------------------
-
-
-def test_csv_comes_back_as_it_was(busy: House, tmp_path: Path) -> None:
-    written = busy.trace.to_csv(tmp_path / "a" / "b")
-    assert [path.name for path in written] == [f"{name}.csv" for name in SCHEMA]
-    loaded = Trace.load(tmp_path / "a" / "b")
-    assert same(loaded, busy.trace)
-    assert loaded.steps.equals(busy.trace.steps)
-
-
-def test_csv_is_what_pandas_reads(busy: House, tmp_path: Path) -> None:
-    busy.trace.to_csv(tmp_path)
-    steps = pd.read_csv(tmp_path / "steps.csv")
-    assert steps.scheduled.tolist() == busy.trace.steps.scheduled.tolist()
-
-
-def test_a_folder_without_a_trace_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no trace, runs\.csv.*to_csv"):
-        Trace.load(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "old", "new", "says"),
-    [
-        ("runs", "\n1,", "\n2,", r"schema \[2\].*upgrade"),
-        ("steps", "scheduled", "planned", "has the columns"),
-        ("steps", "committed", "committed,7", "fields in record 2.*damaged"),
-        ("requests", "length", "length,", "fields in record .*damaged"),
-        ("step_requests", "false", "no", "'no' in record .*damaged"),
-    ],
-)
-def test_a_damaged_trace_is_refused(
-    busy: House, tmp_path: Path, name: str, old: str, new: str, says: str
-) -> None:
-    busy.trace.to_csv(tmp_path)
-    path = tmp_path / f"{name}.csv"
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-    with pytest.raises(ValueError, match=says):
-        Trace.load(tmp_path)
-
-
-def test_a_truncated_trace_is_refused(busy: House, tmp_path: Path) -> None:
-    busy.trace.to_csv(tmp_path)
-    path = tmp_path / "steps.csv"
-    whole = path.read_text()
-    path.write_text(whole[:-40])
-    with pytest.raises(ValueError, match=r"steps\.csv.*damaged"):
-        Trace.load(tmp_path)
-    path.write_text(whole[: whole[:-1].rindex("\n") + 1])
-    with pytest.raises(ValueError, match=r"steps\.csv holds .*cut short"):
-        Trace.load(tmp_path)
 
 
 # --- the page -------------------------------------------------------------------------------------------

@@ -1,69 +1,177 @@
-"""A trace as a folder of CSV files, one a table: written for spreadsheets and to be read back.
+"""A trace as a folder of tables, a file each: CSV, JSON Lines or Parquet; written to be read back.
 
-An empty field is a missing value, so that an empty text comes back as a missing one. Knows nothing of events
-and of pandas.
+Beside them `trace.json` says how many rows each has, so that a file cut short at the end of a row is noticed.
+In CSV an empty field is a missing value, so that an empty text comes back as a missing one. Knows nothing of
+events and of pandas.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import workbench
+from workbench.errors import MissingExtra
+from workbench.trace.journal import wrong_schema
 from workbench.trace.schema import COLUMNS, SCHEMA, SCHEMA_VERSION, Kind, Table, Tables, complete
 
-
-def write_csv(tables: Tables, folder: Path) -> list[Path]:
-    """Write every table as `<name>.csv` into `folder`, which is made; returns the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [_write(folder / f"{name}.csv", name, getattr(tables, name)) for name in SCHEMA]
+Format = Literal["csv", "jsonl", "parquet"]
+MANIFEST = "trace.json"
 
 
-def read_csv(folder: Path) -> Tables:
-    """The tables of a folder that `write_csv` wrote.
+class _Way(NamedTuple):
+    """How a table is written and read."""
+
+    write: Callable[[Path, str, Table], None]
+    read: Callable[[Path, str], Table]
+
+
+def write(tables: Tables, folder: Path, form: Format) -> list[Path]:
+    """Write every table as `<name>.<form>` into `folder`, which is made; returns the files."""
+    if form == "parquet":
+        _pyarrow()  # before anything is made
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)  # of an older trace: it comes back when all is written
+        written = []
+        for name in SCHEMA:
+            written.append(folder / f"{name}.{form}")
+            _WAYS[form].write(written[-1], name, getattr(tables, name))
+        return [*written, _write_manifest(folder, tables)]
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{folder} cannot be written ({error.strerror or error}): name another folder"
+        ) from None
+
+
+def read(folder: Path) -> Tables:
+    """The tables of a folder that `write` wrote.
 
     Raises:
         FileNotFoundError: there is no trace in the folder.
         ValueError: the trace has another schema, or a file is damaged.
+        MissingExtra: it is in Parquet and pyarrow is not installed.
     """
-    missing = [f"{name}.csv" for name in SCHEMA if not (folder / f"{name}.csv").is_file()]
+    form = _form(folder)
+    rows = _read_manifest(folder)
+    missing = [f"{name}.{form}" for name in SCHEMA if not (folder / f"{name}.{form}").is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} holds no trace, {', '.join(missing)} missing: name a folder that to_csv wrote"
+            f"{folder} holds no whole trace, {', '.join(missing)} missing: write it again with to_{form}"
         )
-    version = _read(folder / "runs.csv", "runs")["schema_version"]
-    if len(version) != 1 or version[0] > SCHEMA_VERSION:
-        raise ValueError(
-            f"{folder} has schema {version.tolist()}, this version reads {SCHEMA_VERSION}: upgrade workbench"
-        )
-    tables = Tables(*(_read(folder / f"{name}.csv", name) for name in SCHEMA))
-    _check_whole(folder, tables)
+    runs = _WAYS[form].read(folder / f"runs.{form}", "runs")
+    if runs["schema_version"].tolist() != [SCHEMA_VERSION]:
+        raise ValueError(wrong_schema(folder / f"runs.{form}", _one(runs["schema_version"].tolist())))
+    tables = Tables(*(_WAYS[form].read(folder / f"{name}.{form}", name) for name in SCHEMA))
+    _check_whole(folder, form, tables, rows)
     return tables
 
 
-def _check_whole(folder: Path, tables: Tables) -> None:
-    """A file cut at the end of a line still looks well: compare with what the run says it has."""
-    run = tables.runs
-    for name, there, said in (
-        ("steps", len(tables.steps["step"]), run["steps"][0]),
-        ("requests", len(tables.requests["request_id"]), run["requests"][0]),
-        ("tokens", len(tables.tokens["step"]), run["output_tokens"][0]),
-        ("step_requests", int(tables.step_requests["scheduled"].sum()), run["scheduled_tokens"][0]),
-    ):
+def _form(folder: Path) -> Format:
+    for form in _WAYS:
+        if (folder / f"runs.{form}").is_file():
+            return form
+    raise FileNotFoundError(
+        f"{folder} holds no trace, neither runs.csv, runs.jsonl, runs.parquet nor events.bin: name a folder"
+        " of to_csv, to_jsonl, to_parquet or record(path)"
+    )
+
+
+def _one(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+# --- the manifest ---------------------------------------------------------------------------------------
+
+
+def _write_manifest(folder: Path, tables: Tables) -> Path:
+    said = {
+        "schema_version": SCHEMA_VERSION,
+        "workbench_version": workbench.__version__,
+        "rows": {name: _num_rows(getattr(tables, name)) for name in SCHEMA},
+    }
+    path = folder / MANIFEST
+    path.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def _read_manifest(folder: Path) -> dict[str, int]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {MANIFEST}: the trace was not written to its end")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        version, rows = said["schema_version"], dict(said["rows"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: write the trace again") from None
+    if version != SCHEMA_VERSION:
+        raise ValueError(wrong_schema(path, version))
+    return rows
+
+
+def _check_whole(folder: Path, form: Format, tables: Tables, rows: dict[str, int]) -> None:
+    """A file cut at the end of a row still looks well."""
+    for name in SCHEMA:
+        there, said = _num_rows(getattr(tables, name)), rows.get(name)
         if there != said:
-            raise ValueError(f"{folder / name}.csv holds {there}, the run had {said}: it was cut short")
+            raise ValueError(f"{folder / name}.{form} holds {there} rows, not {said}: it was cut short")
 
 
-def _write(path: Path, name: str, table: Table) -> Path:
+def _num_rows(table: Table) -> int:
+    return len(next(iter(table.values())))
+
+
+# --- rows of plain values -------------------------------------------------------------------------------
+
+
+def _rows(table: Table) -> Iterator[tuple[Any, ...]]:
+    return zip(*(column.tolist() for column in table.values()), strict=True)
+
+
+class _Columns:
+    """Columns in the making, of values as a file holds them."""
+
+    def __init__(self, path: Path, name: str, parse: dict[Kind, Callable[[Any], Any]]) -> None:
+        self._path, self._name = path, name
+        self._values: dict[str, list[Any]] = {column.name: [] for column in COLUMNS[name]}
+        self._parsers = [(self._values[column.name], parse[column.kind]) for column in COLUMNS[name]]
+
+    def add(self, fields: Iterable[Any], number: int) -> None:
+        """The fields of record `number`, in the order of the schema."""
+        for (column, parse), field in zip(self._parsers, fields, strict=True):
+            try:
+                column.append(parse(field))
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{self._path} has {field!r} in record {number}: it is damaged, write it again"
+                ) from None
+
+    def table(self) -> Table:
+        return complete(self._name, self._values)
+
+
+def _check_columns(path: Path, name: str, found: list[str]) -> None:
+    expected = [column.name for column in COLUMNS[name]]
+    if found != expected:
+        raise ValueError(
+            f"{path} has the columns {found}, expected {expected}: it is no table of this schema"
+        )
+
+
+# --- CSV ------------------------------------------------------------------------------------------------
+
+
+def _write_csv(path: Path, name: str, table: Table) -> None:
     kinds = [column.kind for column in COLUMNS[name]]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
-        for row in zip(*(column.tolist() for column in table.values()), strict=True):
+        for row in _rows(table):
             writer.writerow([_field(value, kind) for value, kind in zip(row, kinds, strict=True)])
-    return path
 
 
 def _field(value: Any, kind: Kind) -> str:
@@ -74,7 +182,7 @@ def _field(value: Any, kind: Kind) -> str:
     return repr(value) if kind == "float" else str(value)
 
 
-_PARSE: dict[Kind, Callable[[str], Any]] = {
+_FROM_CSV: dict[Kind, Callable[[Any], Any]] = {
     "int": int,
     "float": lambda field: float(field) if field else math.nan,
     "bool": {"true": True, "false": False}.__getitem__,
@@ -82,24 +190,117 @@ _PARSE: dict[Kind, Callable[[str], Any]] = {
 }
 
 
-def _read(path: Path, name: str) -> Table:
+def _read_csv(path: Path, name: str) -> Table:
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    expected = [column.name for column in COLUMNS[name]]
-    if header != expected:
-        raise ValueError(
-            f"{path} has the columns {header}, expected {expected}: it is no table of this schema"
-        )
-    columns: dict[str, list[Any]] = {column: [] for column in expected}
-    parsers = [(columns[column.name], _PARSE[column.kind]) for column in COLUMNS[name]]
+    _check_columns(path, name, header)
+    columns = _Columns(path, name, _FROM_CSV)
     for number, row in enumerate(rows, start=2):
-        if len(row) != len(parsers):
+        if len(row) != len(header):
             raise ValueError(
-                f"{path} has {len(row)} fields in record {number}, not {len(parsers)}: it is damaged"
+                f"{path} has {len(row)} fields in record {number}, not {len(header)}: it is damaged"
             )
-        for (column, parse), field in zip(parsers, row, strict=True):
+        columns.add(row, number)
+    return columns.table()
+
+
+# --- JSON Lines -----------------------------------------------------------------------------------------
+
+
+def _write_jsonl(path: Path, name: str, table: Table) -> None:
+    names = list(table)
+    with path.open("w", encoding="utf-8") as file:
+        for row in _rows(table):
+            said = {key: _json_value(value) for key, value in zip(names, row, strict=True)}
+            file.write(json.dumps(said, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no NaN, which is a missing value here, and no infinity, which is written as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def _exactly(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if type(value) is not kind:
+            raise TypeError
+        return value
+
+    return check
+
+
+def _float_or_null(value: Any) -> float:
+    if value is None:
+        return math.nan
+    return float(value) if value in ("inf", "-inf") else _exactly(float)(value)
+
+
+def _text_or_null(value: Any) -> str | None:
+    return None if value is None else _exactly(str)(value)
+
+
+_FROM_JSON: dict[Kind, Callable[[Any], Any]] = {
+    "int": _exactly(int),
+    "float": _float_or_null,
+    "bool": _exactly(bool),
+    "text": _text_or_null,
+}
+
+
+def _read_jsonl(path: Path, name: str) -> Table:
+    columns = _Columns(path, name, _FROM_JSON)
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
             try:
-                column.append(parse(field))
-            except (ValueError, KeyError):
-                raise ValueError(f"{path} has {field!r} in record {number}: it is damaged") from None
-    return complete(name, columns)
+                row = json.loads(line)
+            except ValueError:
+                raise ValueError(f"{path} has no JSON in line {number}: it is damaged or cut short") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} has {line[:40]!r} in line {number}: it is damaged")
+            _check_columns(path, name, list(row))
+            columns.add(row.values(), number)
+    return columns.table()
+
+
+# --- Parquet --------------------------------------------------------------------------------------------
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtra("Parquet needs pyarrow: pip install 'workbench[parquet]'") from None
+    return pyarrow
+
+
+def _write_parquet(path: Path, name: str, table: Table) -> None:
+    arrow = _pyarrow()
+    types = {"int": arrow.int64(), "float": arrow.float64(), "bool": arrow.bool_(), "text": arrow.string()}
+    arrays = {
+        column.name: arrow.array(table[column.name], types[column.kind], from_pandas=True)
+        for column in COLUMNS[name]
+    }
+    arrow.parquet.write_table(arrow.table(arrays), path)
+
+
+def _read_parquet(path: Path, name: str) -> Table:
+    arrow = _pyarrow()
+    try:
+        table = arrow.parquet.read_table(path)
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut short ({str(error).splitlines()[0]})") from None
+    _check_columns(path, name, table.column_names)
+    from_parquet: dict[Kind, Callable[[Any], Any]] = _FROM_JSON
+    columns = _Columns(path, name, from_parquet)
+    for number, row in enumerate(zip(*(c.to_pylist() for c in table.columns), strict=True), start=1):
+        columns.add(row, number)
+    return columns.table()
+
+
+_WAYS: dict[Format, _Way] = {
+    "csv": _Way(_write_csv, _read_csv),
+    "jsonl": _Way(_write_jsonl, _read_jsonl),
+    "parquet": _Way(_write_parquet, _read_parquet),
+}

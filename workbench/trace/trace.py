@@ -5,30 +5,45 @@ Knows nothing of the engine but its events.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import workbench
 from workbench.engine.events import Event
-from workbench.trace import files
+from workbench.trace import files, perfetto, prometheus
 from workbench.trace.derive import Decode, derive
-from workbench.trace.recorder import Recorder
+from workbench.trace.diff import Difference, compare
+from workbench.trace.journal import FILE, Journal, read_journal
+from workbench.trace.recorder import Recorder, Recording
 from workbench.trace.report import page
 from workbench.trace.schema import Tables
 
 if TYPE_CHECKING:
     from workbench.trace.tables import Frame
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_STEPS = 1024  # of a thousand running requests each, these hold about 50 MB
+
+
+class _Kept(Protocol):
+    """Where a trace has its events: in memory, or on disk."""
+
+    num_events: int
+
+    def __call__(self, event: Event) -> None: ...
+
+    def snapshot(self) -> Recording: ...
 
 
 class Trace:
     """What happened, as tables.
 
-    `runs`, `requests`, `steps`, `step_requests`, `tokens` and `events` are pandas DataFrames, made when they
-    are looked at; `workbench.trace.schema` says what every column means.
+    `runs`, `requests`, `steps`, `step_requests`, `tokens`, `blocks` and `events` are pandas DataFrames, made
+    when they are looked at; `workbench.trace.schema` says what every column means.
 
     Args:
         max_steps: steps to keep, older ones are let go; None keeps everything.
@@ -37,55 +52,92 @@ class Trace:
 
     def __init__(self, max_steps: int | None = DEFAULT_STEPS, decode: Decode | None = None) -> None:
         self._recorder = Recorder(max_steps)
+        self._kept: _Kept = self._recorder
         self._decode = decode
         self._scopes: list[Trace] = []
+        self._cut_off: str | None = None
         self._tables: Tables | None = None
         self._tables_at = -1  # events seen when `_tables` was made
 
     @classmethod
-    def load(cls, folder: str | Path) -> Trace:
-        """The trace that `to_csv` wrote into a folder.
+    def load(cls, folder: str | Path, decode: Decode | None = None) -> Trace:
+        """The trace in a folder: of `record(path)`, even of a process that was killed, or of `to_csv`,
+        `to_jsonl` or `to_parquet`. Where there are both, what was recorded is read.
+
+        Args:
+            folder: the one that was named then.
+            decode: text of token ids; a recording holds ids only, and without it has no texts.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged, or newer than this version.
+            ValueError: it is damaged, or of another schema than this version's.
+            MissingExtra: it is in Parquet, and pyarrow is not installed.
         """
-        trace = cls()
-        trace._tables, trace._tables_at = files.read_csv(Path(folder)), 0
+        trace, place = cls(None, decode), Path(folder)
+        if not (place / FILE).is_file():
+            trace._tables, trace._tables_at = files.read(place), 0
+            return trace
+        recorded = read_journal(place)
+        for event in recorded.events:
+            trace._recorder(event)
+        trace._cut_off = recorded.cut_off
         return trace
+
+    @property
+    def cut_off(self) -> str | None:
+        """Where the recording ends and why, if that is before it was closed; None: it is whole."""
+        stopped = self._kept.stopped if isinstance(self._kept, Journal) else None
+        return stopped or self._cut_off
 
     def observer(self, event: Event) -> None:
         """Takes the engine's events, in order."""
-        self._recorder(event)
-        for scope in self._scopes:
-            scope.observer(event)
+        self._kept(event)
+        for scope in tuple(self._scopes):
+            try:
+                scope.observer(event)
+            except Exception as error:  # noqa: BLE001 - the run goes on, and so does this trace
+                self._scopes.remove(scope)
+                scope._cut_off = f"the recording ends at a {type(event).__name__}: {error!r}"
+                logger.warning("%s; the run goes on unrecorded", scope._cut_off)
 
     @contextmanager
     def record(self, path: str | Path | None = None, logprobs: int = 0) -> Iterator[Trace]:
-        """Everything that happens inside the block, kept whole: `with llm.trace.record() as t: ...`."""
-        if path is not None:
-            raise ValueError(
-                f"recording to a path ({path}) is not available yet: call to_csv(path) after the block"
-            )
+        """Everything that happens inside the block, kept whole: `with llm.trace.record() as t: ...`.
+
+        Args:
+            path: a folder to write to as it happens. It is made; what a killed process had written is read
+                with `Trace.load`. None keeps everything in memory.
+
+        Raises:
+            FileExistsError: the folder holds a recording.
+            OSError: the path cannot be written. If that happens later, a disk being full say, the run goes
+                on, and `cut_off` says where the recording ends.
+        """
         if logprobs:
             raise ValueError(
                 f"record(logprobs={logprobs}) is not available yet: use SamplingParams(logprobs=...)"
             )
         scope = Trace(None, self._decode)
+        journal = None if path is None else Journal(Path(path))
+        if journal is not None:
+            scope._kept = journal
         for event in self._recorder.open_requests():
             scope.observer(event)
         self._scopes.append(scope)
         try:
             yield scope
         finally:
-            self._scopes.remove(scope)
+            if scope in self._scopes:
+                self._scopes.remove(scope)
+            if journal is not None:
+                journal.close()
 
     @property
     def columns(self) -> Tables:
         """The tables as numpy columns, for those who need no pandas."""
-        seen = self._recorder.num_events
+        seen = self._kept.num_events
         if self._tables is None or self._tables_at != seen:
-            self._tables = derive(self._recorder.snapshot(), workbench.__version__, self._decode)
+            self._tables = derive(self._kept.snapshot(), workbench.__version__, self._decode)
             self._tables_at = seen
         return self._tables
 
@@ -115,20 +167,53 @@ class Trace:
         return self._frame("tokens")
 
     @property
+    def blocks(self) -> Frame:
+        """A line for each thing that happened to a KV block."""
+        return self._frame("blocks")
+
+    @property
     def events(self) -> Frame:
         """A line a decision, in order."""
         return self._frame("events")
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write every table as CSV into a folder, which is made; returns the files."""
-        return files.write_csv(self.columns, Path(folder))
+        return files.write(self.columns, Path(folder), "csv")
+
+    def to_jsonl(self, folder: str | Path) -> list[Path]:
+        """Write every table as JSON Lines, an object a row, into a folder; returns the files."""
+        return files.write(self.columns, Path(folder), "jsonl")
+
+    def to_parquet(self, folder: str | Path) -> list[Path]:
+        """Write every table as Parquet into a folder, which is made; returns the files.
+
+        Raises:
+            MissingExtra: pyarrow is not installed.
+        """
+        return files.write(self.columns, Path(folder), "parquet")
+
+    def to_perfetto(self, path: str | Path) -> Path:
+        """Write one Chrome trace (JSON), to be opened at ui.perfetto.dev; returns its path.
+
+        Steps and what each request did are slices, KV blocks and queue lengths are counters.
+        """
+        return _write_text(Path(path), perfetto.chrome_trace(self.columns))
+
+    def to_prometheus(self) -> str:
+        """Counters, gauges and histograms of this trace, in Prometheus' text format and by vLLM's names."""
+        return prometheus.exposition(self.columns)
+
+    def diff(self, other: Trace) -> Difference:
+        """The first decision in which two runs part, whatever their times: `Trace.diff(a, b)`.
+
+        The steps of both are counted from their first; their requests are matched by id, or, where the ids
+        differ, in the order in which they came. The outcome is false where there is no difference.
+        """
+        return compare(self.columns, other.columns)
 
     def to_report(self, path: str | Path) -> Path:
         """Write one self-contained HTML page; returns its path."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(page(self.columns), encoding="utf-8")
-        return target
+        return _write_text(Path(path), page(self.columns))
 
     def _frame(self, name: str) -> Frame:
         from workbench.trace.tables import frame
@@ -137,7 +222,14 @@ class Trace:
 
     def __repr__(self) -> str:
         run = {name: column[0] for name, column in self.columns.runs.items()}
+        cut_off = f"; {self.cut_off}" if self.cut_off else ""
         return (
             f"Trace({run['steps']} steps, {run['requests']} requests, "
-            f"{run['scheduled_tokens']} tokens computed, {run['output_tokens']} generated)"
+            f"{run['scheduled_tokens']} tokens computed, {run['output_tokens']} generated{cut_off})"
         )
+
+
+def _write_text(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,219 @@
+"""A recording on disk: a folder with one file, to which every event is appended as it happens.
+
+An event is handed to the operating system before the engine goes on, so that a process that is killed loses
+nothing but the event it was writing. Knows events only as frames; derives nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import workbench
+from workbench.engine.events import Event, StepCommitted, StepFailed
+from workbench.trace.codec import Damaged, Decoder, Encoder, Frame, Unknown, frame, read_frame
+from workbench.trace.recorder import Recording
+from workbench.trace.schema import SCHEMA_VERSION
+
+logger = logging.getLogger(__name__)
+
+FILE = "events.bin"
+MAGIC = b"workbench trace\n"
+_END = b'{"end":true}'
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a file holds."""
+
+    events: list[Event]
+    cut_off: str | None  # where it ends, if that is not where the recording was closed
+
+
+class Journal:
+    """An observer that writes what it hears into a folder; `snapshot` reads it back.
+
+    When the disk is full or the file cannot be written any more, it says so in the log, keeps the whole
+    events before and hears no more; the run goes on.
+
+    Raises:
+        FileExistsError: the folder holds a recording already.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self.num_events = 0  # in the file
+        self.stopped: str | None = None  # why it hears no more, before it was closed
+        self._last_step: int | None = None
+        self._lock = threading.Lock()  # one thread steps, another may close
+        self._encoder = Encoder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: int | None = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError as error:
+            if not self.path.exists():  # the folder is a file
+                raise _unwritable(folder, error) from None
+            raise FileExistsError(
+                f"{folder} holds a recording already: name another folder, or delete {self.path}"
+            ) from None
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        self._size = 0
+        try:
+            self._write(MAGIC + frame(_header()))
+        except OSError as error:
+            self._close()
+            self.path.unlink(missing_ok=True)
+            raise _unwritable(folder, error) from None
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            if self._file is None:
+                return
+            data = self._encoder.encode(event)
+            try:
+                self._write(data)
+            except OSError as error:
+                self._give_up(error)
+                return
+            self.num_events += 1
+            if type(event) is StepCommitted:
+                self._last_step = event.result.index
+            elif type(event) is StepFailed:
+                self._last_step = event.index
+
+    def close(self) -> None:
+        """Nothing follows; the file says so."""
+        with self._lock:
+            if self._file is None:
+                return
+            try:
+                self._write(frame(_END))
+            except OSError as error:
+                self._give_up(error)
+                return
+            self._close()
+
+    def snapshot(self) -> Recording:
+        """Everything written, oldest first."""
+        return Recording(read_journal(self.path.parent).events, 0)
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None, "the recording is closed"
+        left = memoryview(data)
+        while left:
+            left = left[os.write(self._file, left) :]
+        self._size += len(data)
+
+    def _give_up(self, error: OSError) -> None:
+        where = (
+            "before the first step was over" if self._last_step is None else f"after step {self._last_step}"
+        )
+        self.stopped = f"the recording ends {where}: {error.strerror or error}"
+        logger.warning("%s: %s; the run goes on unrecorded", self.path, self.stopped)
+        assert self._file is not None, "an open file failed"
+        try:
+            os.ftruncate(self._file, self._size)  # the event that was half written
+        except OSError as failed:
+            logger.warning("%s keeps half an event: %s", self.path, failed)
+        self._close()
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            os.close(file)
+        except OSError as error:  # what a network file system tells at the end
+            self.stopped = self.stopped or f"the end of the recording may be missing: {error.strerror}"
+            logger.warning("%s: %s", self.path, self.stopped)
+
+
+def _unwritable(folder: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno,
+        f"{folder} cannot be written ({error.strerror}): name a folder that can, or record() without a path",
+    )
+
+
+def _header() -> bytes:
+    said = {"schema_version": SCHEMA_VERSION, "workbench_version": workbench.__version__}
+    return json.dumps(said).encode()
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+def read_journal(folder: Path) -> Recorded:
+    """What a recorded folder holds, as far as it was written.
+
+    Raises:
+        ValueError: it is of a newer version, or damaged before its end.
+    """
+    path = folder / FILE
+    data = path.read_bytes()
+    begin = _read_header(path, data)
+    decoder, events = Decoder(), list[Event]()
+    while begin < len(data):
+        found = _frame(path, data, begin, len(events))
+        if found is None:
+            break
+        if found.head == _END:
+            return Recorded(events, None)
+        try:
+            events.append(decoder.decode(found))
+        except Unknown as unknown:
+            raise ValueError(
+                f"{path} says {unknown}, which this version does not know: read it with the one that wrote it"
+            ) from None
+        except Damaged as damage:
+            raise _damaged(path, damage, begin, len(events)) from None
+        begin = found.end
+    return Recorded(events, _cut_off(events, begin, len(data)))
+
+
+def _frame(path: Path, data: bytes, begin: int, whole: int) -> Frame | None:
+    try:
+        return read_frame(data, begin)
+    except Damaged as damage:
+        raise _damaged(path, damage, begin, whole) from None
+
+
+def _damaged(path: Path, damage: Damaged, begin: int, whole: int) -> ValueError:
+    return ValueError(
+        f"{path} is damaged ({damage}): cut it to {begin} bytes to read the {whole} events before"
+    )
+
+
+def _cut_off(events: list[Event], begin: int, size: int) -> str:
+    steps = [event for event in events if type(event) is StepCommitted]
+    where = f"after step {steps[-1].result.index}" if steps else "before the first step was over"
+    half = f", {size - begin} bytes of a half-written event aside" if size > begin else ""
+    return f"the recording ends {where}: it was not closed{half}"
+
+
+def _read_header(path: Path, data: bytes) -> int:
+    """Checks what the file says of itself; where the events begin."""
+    if not data.startswith(MAGIC):
+        if MAGIC.startswith(data):
+            raise ValueError(f"{path} has {len(data)} bytes, not even its header: nothing was recorded")
+        raise ValueError(f"{path} begins with {data[:16]!r}, not as a recording does: it is damaged")
+    found = _frame(path, data, len(MAGIC), 0)
+    if found is None:
+        raise ValueError(f"{path} has {len(data)} bytes, not even its header: nothing was recorded")
+    version = json.loads(found.head)["schema_version"]
+    if version != SCHEMA_VERSION:
+        raise ValueError(wrong_schema(path, version))
+    return found.end
+
+
+def wrong_schema(path: Path, version: object) -> str:
+    """What to do with a trace of another schema."""
+    newer = isinstance(version, int) and version > SCHEMA_VERSION
+    remedy = "upgrade workbench" if newer else "read it with the version that wrote it, or record it again"
+    return f"{path} has schema {version}, this version reads {SCHEMA_VERSION}: {remedy}"
