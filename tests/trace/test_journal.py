@@ -105,7 +105,7 @@ def test_a_recorded_folder_loads_as_what_was_in_memory(recorded: tuple[Path, lis
         SamplingParams(extra_args={"a": (1, 2.5, None), "b": {"c": b"\x00\xff"}}),
         LogprobColumns(
             np.array([-0.5, -np.inf], np.float32), np.array([1, 2], np.int32),
-            np.zeros((2, 0), np.int32), np.zeros((2, 3), np.float32),
+            np.zeros((2, 0), np.int32), np.zeros((2, 3), np.float32), np.ones(2, np.float32),
         ),
         (("a", "b", "c", "d"), ("a", "b", "c", "d"), ("a", "b"), (), ("a", 1, 2.0, None, "b")),
         {"nan": [True, 1, "1", 1e300]},

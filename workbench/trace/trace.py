@@ -6,17 +6,18 @@ Knows nothing of the engine but its events.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import workbench
 from workbench.engine.events import Event
 from workbench.trace import files, perfetto, prometheus
-from workbench.trace.derive import Decode, derive
+from workbench.trace.derive import derive
 from workbench.trace.diff import Difference, compare
 from workbench.trace.journal import FILE, Journal, read_journal
+from workbench.trace.picks import Decode
 from workbench.trace.recorder import Recorder, Recording
 from workbench.trace.report import page
 from workbench.trace.schema import Tables
@@ -48,14 +49,22 @@ class Trace:
     Args:
         max_steps: steps to keep, older ones are let go; None keeps everything.
         decode: text of token ids, for the columns that hold text.
+        want_logprobs: how to ask the engine for top logprobs of every token; it gives them inside a block.
     """
 
-    def __init__(self, max_steps: int | None = DEFAULT_STEPS, decode: Decode | None = None) -> None:
+    def __init__(
+        self,
+        max_steps: int | None = DEFAULT_STEPS,
+        decode: Decode | None = None,
+        want_logprobs: Callable[[int], AbstractContextManager[None]] | None = None,
+    ) -> None:
         self._recorder = Recorder(max_steps)
         self._kept: _Kept = self._recorder
         self._decode = decode
+        self._want_logprobs = want_logprobs
         self._scopes: list[Trace] = []
         self._cut_off: str | None = None
+        self._from_tables = False  # and there are no events
         self._tables: Tables | None = None
         self._tables_at = -1  # events seen when `_tables` was made
 
@@ -75,7 +84,7 @@ class Trace:
         """
         trace, place = cls(None, decode), Path(folder)
         if not (place / FILE).is_file():
-            trace._tables, trace._tables_at = files.read(place), 0
+            trace._tables, trace._tables_at, trace._from_tables = files.read(place), 0, True
             return trace
         recorded = read_journal(place)
         for event in recorded.events:
@@ -107,16 +116,16 @@ class Trace:
         Args:
             path: a folder to write to as it happens. It is made; what a killed process had written is read
                 with `Trace.load`. None keeps everything in memory.
+            logprobs: of every token, those of the k likeliest are recorded, whatever its request asked for;
+                0: where the request asked. No token changes by it.
 
         Raises:
+            ValueError: the engine does not give so many logprobs.
             FileExistsError: the folder holds a recording.
             OSError: the path cannot be written. If that happens later, a disk being full say, the run goes
                 on, and `cut_off` says where the recording ends.
         """
-        if logprobs:
-            raise ValueError(
-                f"record(logprobs={logprobs}) is not available yet: use SamplingParams(logprobs=...)"
-            )
+        wanting = self._wanting(logprobs)
         scope = Trace(None, self._decode)
         journal = None if path is None else Journal(Path(path))
         if journal is not None:
@@ -125,12 +134,33 @@ class Trace:
             scope.observer(event)
         self._scopes.append(scope)
         try:
-            yield scope
+            with wanting:
+                yield scope
         finally:
             if scope in self._scopes:
                 self._scopes.remove(scope)
             if journal is not None:
                 journal.close()
+
+    def _wanting(self, logprobs: int) -> AbstractContextManager[None]:
+        if not logprobs:
+            return nullcontext()
+        if self._want_logprobs is None:
+            raise ValueError(
+                f"record(logprobs={logprobs}) is for an engine to answer, and this trace has none: call it on"
+                " llm.trace"
+            )
+        return self._want_logprobs(logprobs)
+
+    def recording(self) -> Recording:
+        """The events themselves, oldest first, as `workbench.sim.replay` needs them.
+
+        Raises:
+            ValueError: the trace was loaded from tables, which do not hold them.
+        """
+        if self._from_tables:
+            raise ValueError("the trace was read from tables and holds no events: record(path) keeps them")
+        return self._kept.snapshot()
 
     @property
     def columns(self) -> Tables:

@@ -1,0 +1,190 @@
+"""A recording plays again to the same decisions, whatever happened in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.trace.house import BLOCK_SIZE, MAX_LENGTH, House, build
+from workbench.engine.events import EngineStarted, RequestArrived
+from workbench.sim.replay import replay
+from workbench.trace import Trace
+
+
+def house_of(budget: int = 12, blocks: int = 14, depth: int = 0) -> House:
+    """A house that says its settings by the names an engine says them."""
+    house = build(budget=budget, blocks=blocks, depth=depth)
+    config = {
+        "model": "fake", "device": "cpu", "num_blocks": blocks, "block_size": BLOCK_SIZE, "max_num_seqs": 8,
+        "max_num_batched_tokens": budget, "max_model_len": MAX_LENGTH,
+    }  # fmt: skip
+    house.emitter(EngineStarted(house.runner.clock(), config))
+    return house
+
+
+def mixed(house: House) -> House:
+    """Prefixes, chunks, preemptions, an abort, EOS, stop ids and a stop string."""
+    for number in range(8):
+        request = house.add(
+            [1] * 8 + [2 + number] * (number + 1),
+            max_tokens=8,
+            ignore_eos=number % 2 == 0,
+            stop_token_ids=list(range(20)) if number == 3 else None,
+            min_tokens=2 if number == 3 else 0,
+        )
+        if number == 5:
+            request.stop_check = lambda token_ids: "found" if len(token_ids) == 4 else None
+    for _ in range(3):
+        house.engine.advance()
+    house.engine.abort(house.requests[:1] + house.requests[7:])
+    house.add([1] * 8 + [40], max_tokens=2)
+    return house.run()
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_the_same_settings_decide_the_same(depth: int) -> None:
+    house = mixed(house_of(depth=depth))
+    totals = house.trace.runs.iloc[0]
+    assert totals.preemptions > 0
+    assert totals.cached_tokens > 0
+    again = replay(house.trace)
+    assert str(Trace.diff(house.trace, again)).startswith("no difference")
+    assert again.requests.finish_reason.tolist() == house.trace.requests.finish_reason.tolist()
+    assert set(again.requests.finish_reason) == {"length", "stop", "abort"}
+    assert again.requests.stop_reason[5] == "found"
+
+
+def test_a_recorded_folder_replays(tmp_path: Path) -> None:
+    house = house_of(depth=1)
+    with house.trace.record(path=tmp_path):
+        mixed(house)
+    assert not Trace.diff(house.trace, replay(Trace.load(tmp_path)))
+
+
+@settings(max_examples=60)
+@given(
+    work=st.lists(
+        st.tuples(st.integers(0, 12), st.integers(1, 20), st.integers(1, 12), st.integers(0, 3)),
+        min_size=1, max_size=10,
+    ),
+    budget=st.integers(3, 40), blocks=st.integers(14, 30), depth=st.integers(0, 2),
+    pauses=st.lists(st.integers(0, 4), min_size=10, max_size=10),
+    abort_at=st.integers(0, 30), fail_at=st.none() | st.integers(0, 20), reset=st.booleans(),
+)  # fmt: skip
+def test_any_run_replays(work, budget, blocks, depth, pauses, abort_at, fail_at, reset) -> None:  # type: ignore[no-untyped-def]
+    house = house_of(budget, blocks, depth)
+    house.runner.fail_at = fail_at
+    for (shared, own, most, later), pause in zip(work, pauses, strict=False):
+        house.add([1] * shared + [2 + later] * own, most)
+        for _ in range(pause):
+            if house.engine.scheduler.has_work:
+                house.engine.advance()
+    for _ in range(abort_at):
+        if house.engine.scheduler.has_work:
+            house.engine.advance()
+    house.engine.abort(house.requests[::4])
+    house.run()
+    if reset:
+        assert house.engine.scheduler.forget_prefixes()
+    house.add([1] * 10, 3)
+    house.run()
+    assert str(Trace.diff(house.trace, replay(house.trace))) == "no difference: both runs decided alike"
+
+
+def test_another_budget_names_the_first_difference() -> None:
+    house = mixed(house_of(budget=12))
+    again = replay(house.trace, max_num_batched_tokens=10)
+    difference = Trace.diff(house.trace, again)
+    assert difference.step == 0
+    assert difference.field == "scheduled"
+    assert (difference.a, difference.b) == (
+        2,
+        1,
+    )  # of the second's 10 tokens 8 are found; 10 - 9 is what is left
+    assert again.steps.scheduled.max() <= 10
+    assert again.runs.requests.tolist() == [9]
+    assert again.requests.finish_reason.notna().all()
+
+
+def test_a_larger_cache_preempts_nobody() -> None:
+    house = mixed(house_of(blocks=14))
+    again = replay(house.trace, num_blocks=400)
+    assert again.runs.preemptions.tolist() == [0]
+    difference = Trace.diff(house.trace, again)
+    assert difference
+    ended = ~house.trace.requests.finish_reason.isin(["abort"])
+    assert again.requests.output_tokens[ended].tolist() == house.trace.requests.output_tokens[ended].tolist()
+
+
+class Last:
+    """The newest first."""
+
+    def key(self, request) -> int:  # type: ignore[no-untyped-def]
+        return -request.arrival
+
+
+@pytest.mark.parametrize("policy", ["priority", Last()])
+def test_another_policy_is_followed(policy: object) -> None:
+    house = house_of(budget=4)
+    for number in range(3):
+        house.add([number] * 6, max_tokens=2, ignore_eos=True)
+    house.run()
+    events = house.trace.recording().events
+    urgent = [replace(e, priority=-int(e.request_id)) if isinstance(e, RequestArrived) else e for e in events]
+    trace = Trace(None)
+    for event in urgent:
+        trace.observer(event)
+    order = replay(trace, scheduling_policy=policy).step_requests.request_id
+    assert order.drop_duplicates().tolist() == ["2", "1", "0"]
+    assert replay(trace).step_requests.request_id.drop_duplicates().tolist() == ["0", "1", "2"]
+
+
+# --- what cannot be replayed ----------------------------------------------------------------------------
+
+
+def test_tables_alone_do_not_replay(tmp_path: Path) -> None:
+    mixed(house_of()).trace.to_csv(tmp_path)
+    with pytest.raises(ValueError, match=r"read from tables and holds no events: record\(path\)"):
+        replay(Trace.load(tmp_path))
+
+
+def test_a_recording_that_begins_in_mid_run_is_refused() -> None:
+    house = house_of()
+    house.add([1, 2, 3], max_tokens=4, ignore_eos=True)
+    house.engine.step()
+    with house.trace.record() as t:
+        house.run()
+    with pytest.raises(ValueError, match="request 0 ran before the recording began"):
+        replay(t)
+
+
+def test_a_ring_that_let_steps_go_is_refused() -> None:
+    house = build(max_steps=2)
+    house.add([1, 2, 3], max_tokens=6, ignore_eos=True)
+    house.run()
+    with pytest.raises(ValueError, match="has let 4 older steps go"):
+        replay(house.trace, block_size=4, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=96)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"num_blocks": 2}, ValueError, r"may need \d+ blocks, num_blocks is 2"),
+        ({"max_model_len": 5}, ValueError, r"may have \d+ tokens, max_model_len is 5"),
+        ({"budget": 5}, TypeError, "replay has no 'budget'"),
+        ({"scheduling_policy": "lifo"}, ValueError, "lifo"),
+        ({"num_kv_groups": 2}, ValueError, "2 KV groups, the trace does not say their windows"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes: dict, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        replay(mixed(house_of()).trace, **changes)
+
+
+def test_a_trace_that_does_not_say_its_settings_asks_for_them() -> None:
+    with pytest.raises(ValueError, match="does not say block_size: pass block_size="):
+        replay(build().trace)

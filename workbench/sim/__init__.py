@@ -1,0 +1,1 @@
+"""The engine's own scheduler and cache with no model behind them."""

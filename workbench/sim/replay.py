@@ -1,0 +1,350 @@
+"""Plays a recorded run again: the same arrivals, aborts and tokens, through the real scheduler and cache.
+
+Nothing is computed: a step is answered with the tokens that were recorded. With the same settings every
+decision comes out the same; with others one sees what they would have decided.
+
+The recording says in which order the scheduler was called, which is how the replay calls it::
+
+    request arrived -> add      step planned -> plan      step committed -> commit      step failed -> fail
+    request finished, by an abort -> abort                blocks changed, by a reset -> forget the cache
+
+A recording does not say what was in the prefix cache before it, and which requests had a cache_salt: begin
+it with the engine, or right after `reset_prefix_cache`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from workbench.cache.hashing import HashAlgorithm, hash_function
+from workbench.cache.journal import REASONS
+from workbench.cache.manager import CacheManager, KVGroup
+from workbench.cache.pool import BlockPool
+from workbench.engine.books import Limits
+from workbench.engine.clock import Clock
+from workbench.engine.events import (
+    BlocksChanged,
+    Emitter,
+    EngineStarted,
+    Event,
+    RequestAdmitted,
+    RequestArrived,
+    RequestFinished,
+    RequestPreempted,
+    StepCommitted,
+    StepFailed,
+    StepPlanned,
+)
+from workbench.engine.policies import Policy, policy_named
+from workbench.engine.request import Request, State, StopCheck, Times
+from workbench.engine.result import StepResult
+from workbench.engine.scheduler import Scheduler
+from workbench.errors import check_names
+from workbench.params import SamplingParams
+from workbench.trace import Trace
+
+_RESET = REASONS.index("cache reset")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the scheduler and the cache run with, by the names of `llm.config`."""
+
+    num_blocks: int
+    block_size: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    max_model_len: int
+    num_kv_groups: int = 1
+    enable_prefix_caching: bool = True
+    prefix_caching_hash_algo: HashAlgorithm = "sha256"
+    long_prefill_token_threshold: int = 0
+    scheduling_policy: str | Policy = "fcfs"
+    groups: Sequence[KVGroup] | None = None  # None: one, of full attention
+
+
+_NAMES = tuple(f.name for f in dataclasses.fields(Settings))
+_NEEDED = tuple(f.name for f in dataclasses.fields(Settings) if f.default is dataclasses.MISSING)
+
+
+def replay(trace: Trace, **changes: Any) -> Trace:
+    """The trace of the same requests under the recorded settings, but for `changes`.
+
+    Args:
+        trace: recorded from the first step of the requests in it: of `record()`, or loaded from the folder
+            of a `record(path)`.
+        changes: other values of `Settings`: `max_num_batched_tokens=256`, `scheduling_policy="priority"` ...
+
+    Raises:
+        TypeError: an unknown setting.
+        ValueError: the trace holds no events, begins in mid-run, or the settings cannot hold its requests.
+    """
+    recording = trace.recording()
+    events = recording.events
+    started = [event for event in events if isinstance(event, EngineStarted)]
+    settings = _settings(started[-1].config if started else {}, changes)
+    _check_begin(events, recording.dropped_steps)
+    scripts = _scripts(events)
+    _check_room(settings, scripts)
+    player = _Player(settings, scripts, _depth(events))
+    player.play(events)
+    return player.trace
+
+
+def _settings(config: dict[str, object], changes: dict[str, Any]) -> Settings:
+    check_names("replay", changes, _NAMES)
+    known: dict[str, Any] = {name: config[name] for name in _NAMES if name in config} | changes
+    if missing := [name for name in _NEEDED if name not in known]:
+        raise ValueError(f"the trace does not say {missing[0]}: pass {missing[0]}=... to replay")
+    settings = Settings(**known)
+    if settings.groups is None and settings.num_kv_groups > 1:
+        raise ValueError(
+            f"the engine had {settings.num_kv_groups} KV groups, the trace does not say their windows: pass"
+            " groups=[KVGroup(...), ...] to replay"
+        )
+    return settings
+
+
+def _check_begin(events: Sequence[Event], dropped_steps: int) -> None:
+    """A request that ran before has tokens and blocks nobody recorded."""
+    if dropped_steps:
+        raise ValueError(
+            f"the trace has let {dropped_steps} older steps go: replay one of `with llm.trace.record() as t`"
+        )
+    first = next((event.plan.index for event in events if isinstance(event, StepPlanned)), 0)
+    for event in events:
+        if isinstance(event, RequestAdmitted) and event.step < first:
+            raise ValueError(
+                f"request {event.request_id} ran before the recording began: record while nobody runs yet"
+            )
+
+
+def _check_room(settings: Settings, scripts: Sequence[Script]) -> None:
+    groups = len(settings.groups or (None,))
+    for script in scripts:
+        length = len(script.arrived.prompt_token_ids) + script.arrived.max_tokens
+        blocks = -(-length // settings.block_size) * groups
+        if length > settings.max_model_len:
+            raise ValueError(
+                f"request {script.arrived.request_id} may have {length} tokens, max_model_len is"
+                f" {settings.max_model_len}: raise it"
+            )
+        if blocks > settings.num_blocks:
+            raise ValueError(
+                f"request {script.arrived.request_id} may need {blocks} blocks, num_blocks is"
+                f" {settings.num_blocks}: raise it"
+            )
+
+
+def _depth(events: Sequence[Event]) -> int:
+    """The most steps that were in flight at once, at least 1."""
+    flying, most = 0, 1
+    for event in events:
+        if isinstance(event, StepPlanned):
+            flying += 1
+            most = max(most, flying)
+        elif isinstance(event, StepCommitted):
+            flying -= 1
+        elif isinstance(event, StepFailed):
+            flying = 0  # those behind it go with it
+    return most
+
+
+# --- what is known of each request ----------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Script:
+    """One request as it was recorded."""
+
+    arrived: RequestArrived
+    params: SamplingParams | None = None  # None: it never ran
+    seed: int = 0
+    eos_token_ids: tuple[int, ...] = ()
+    token_ids: list[int] = field(default_factory=list)  # generated
+    finished: RequestFinished | None = None
+
+    def request(self, scheduler: Scheduler, now: float) -> Request:
+        """It, to be added to a scheduler."""
+        arrived = self.arrived
+        # Nobody reads logprobs here, and the recorded ones are not handed out again.
+        params = dataclasses.replace(self.params or SamplingParams(), logprobs=None)
+        return Request(
+            request_id=arrived.request_id,
+            prompt_token_ids=np.asarray(arrived.prompt_token_ids, np.int32),
+            params=params,
+            max_length=len(arrived.prompt_token_ids) + arrived.max_tokens,
+            seed=self.seed,
+            eos_token_ids=self.eos_token_ids,
+            times=Times(now),
+            tables=scheduler.cache.open(b""),
+            priority=arrived.priority,
+            stop_check=self._stop_check(),
+        )
+
+    def _stop_check(self) -> StopCheck | None:
+        """A stop string, which was found in text, ends it after as many tokens as it did then."""
+        end = self.finished
+        if end is None or end.reason != "stop" or not isinstance(end.stop_reason, str):
+            return None
+        found, most = end.stop_reason, end.num_output_tokens
+        return lambda token_ids: found if len(token_ids) >= most else None
+
+    def token_at(self, place: int) -> int:
+        """Its token number `place`; one that stops nothing where it had not come so far."""
+        if place < len(self.token_ids):
+            return self.token_ids[place]
+        stops = {*self.eos_token_ids, *((self.params and self.params.stop_token_ids) or ())}
+        return next(token_id for token_id in range(len(stops) + 1) if token_id not in stops)
+
+
+def _scripts(events: Sequence[Event]) -> list[Script]:
+    """One for each arrival, in order."""
+    scripts: list[Script] = []
+    latest: dict[str, Script] = {}  # an id used again is another request
+    for event in events:
+        match event:
+            case RequestArrived():
+                scripts.append(Script(event))
+                latest[event.request_id] = scripts[-1]
+            case StepPlanned():
+                for added in event.plan.added:
+                    script = latest[added.request_id]
+                    script.params, script.seed = added.params, added.seed
+                    script.eos_token_ids = tuple(added.eos_token_ids)
+            case StepCommitted():
+                for name, token_id in zip(event.request_ids, event.token_ids.tolist(), strict=True):
+                    latest[name].token_ids.append(token_id)
+            case RequestFinished():
+                latest[event.request_id].finished = event
+            case _:
+                pass
+    return scripts
+
+
+# --- playing --------------------------------------------------------------------------------------------
+
+
+class _Player:
+    """Calls a scheduler in the order in which the recorded one was called."""
+
+    def __init__(self, settings: Settings, scripts: Sequence[Script], depth: int) -> None:
+        self._now = 0.0
+        self._scripts = iter(scripts)
+        self._script_of: dict[Request, Script] = {}
+        self._latest: dict[str, Request] = {}
+        self._depth = depth
+        self._ahead = False  # the next plan has been made already
+        self._settings = settings
+        self._emit = Emitter()
+        self.trace = Trace(None)
+        self._emit.add(self.trace.observer)
+        self.scheduler = _scheduler(settings, lambda: self._now, self._emit)
+
+    def play(self, events: Sequence[Event]) -> None:
+        for place, event in enumerate(events):
+            self._now = event.at
+            match event:
+                case EngineStarted():
+                    self._start(event)
+                case RequestArrived():
+                    self._arrive()
+                case RequestPreempted() if self._running(event.request_id) and not self._ahead:
+                    # A plan that gave nobody a token leaves no other trace.
+                    self._ahead = self._plan()
+                case StepPlanned():
+                    if not self._ahead:
+                        self._plan()
+                    self._ahead = False
+                case StepCommitted():
+                    self._commit(event)
+                case StepFailed():
+                    self._fail(event, events[place + 1 :])
+                case RequestFinished(reason="abort"):
+                    self.scheduler.abort([self._latest[event.request_id]])
+                case BlocksChanged() if (event.reasons == _RESET).any():
+                    self.scheduler.forget_prefixes()
+                case _:
+                    pass  # what follows from the calls above
+        self._finish()
+
+    def _start(self, event: EngineStarted) -> None:
+        changed = {name: getattr(self._settings, name) for name in _NAMES if name != "groups"}
+        if not isinstance(changed["scheduling_policy"], str):
+            changed["scheduling_policy"] = repr(changed["scheduling_policy"])
+        self._emit(EngineStarted(event.at, event.config | changed))
+
+    def _arrive(self) -> None:
+        script = next(self._scripts)
+        request = script.request(self.scheduler, self._now)
+        self._script_of[request] = script
+        self._latest[request.request_id] = request
+        self.scheduler.add(request)
+
+    def _running(self, request_id: str) -> bool:
+        return self._latest[request_id].state is State.RUNNING
+
+    def _plan(self) -> bool:
+        while len(self.scheduler.flights) >= self._depth:  # other settings make other steps
+            self._commit(None)
+        return self.scheduler.plan() is not None
+
+    def _commit(self, recorded: StepCommitted | None) -> None:
+        if not self.scheduler.flights:
+            return
+        flight = self.scheduler.flights[0]
+        plan = flight.plan
+        requests = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
+        rows = plan.rows[plan.samples]
+        positions = (plan.starts + plan.counts)[plan.samples]
+        tokens = [
+            self._script_of[requests[row]].token_at(position - requests[row].num_prompt_tokens)
+            for row, position in zip(rows.tolist(), positions.tolist(), strict=True)
+        ]
+        times = (self._now, self._now, 0.0)
+        if recorded is not None:
+            times = (recorded.result.launch_s, recorded.result.collect_s, recorded.result.device_s)
+        self.scheduler.commit(StepResult(plan.index, rows, np.array(tokens, np.int32), None, *times))
+
+    def _fail(self, event: StepFailed, later: Sequence[Event]) -> None:
+        if not self.scheduler.flights:
+            return
+        if _ended(later) - set(event.request_ids):  # not only those of the step: the engine was lost
+            self.scheduler.end_all(event.error)
+        else:
+            self.scheduler.fail(event.error)
+        self._ahead = False
+
+    def _finish(self) -> None:
+        """What other settings have left to do; and, of a run that was cut off, nothing."""
+        while self.scheduler.has_work and all(s.finished for s in self._script_of.values()):
+            if not self._plan_within():
+                self._commit(None)
+
+    def _plan_within(self) -> bool:
+        return len(self.scheduler.flights) < self._depth and self.scheduler.plan() is not None
+
+
+def _ended(later: Sequence[Event]) -> set[str]:
+    """Who ended with the failure that these events follow."""
+    ended = set()
+    for event in later:
+        if isinstance(event, RequestFinished) and event.reason == "error":
+            ended.add(event.request_id)
+        elif not isinstance(event, RequestPreempted | BlocksChanged):
+            break
+    return ended
+
+
+def _scheduler(s: Settings, clock: Clock, emit: Emitter) -> Scheduler:
+    digest = hash_function(s.prefix_caching_hash_algo)
+    groups = tuple(s.groups or (KVGroup((0,)),))
+    pool = BlockPool(s.num_blocks)
+    cache = CacheManager(pool, groups, s.block_size, digest, caching=s.enable_prefix_caching)
+    limits = Limits(s.max_num_batched_tokens, s.max_num_seqs, s.max_model_len, s.long_prefill_token_threshold)
+    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit)
