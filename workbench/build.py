@@ -81,7 +81,9 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         runner = make_runner(
             model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager
         )
-    except (RuntimeError, MemoryError) as error:  # torch's way to say that memory lacks
+    except (RuntimeError, MemoryError) as error:
+        if not _lacks_memory(error):
+            raise  # a kernel failed, say: no size would help
         raise ValueError(_no_memory(config, budget, error)) from error
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
     tokenizer = None
@@ -95,11 +97,17 @@ def _measure(model: Decoder, s: Settings, described: Device, length: int) -> Mem
     rows, tokens = step_limits(s, described)
     scratch = 0
     if backend.has_kernels(model.device):
-        scratch = scratch_bytes(model.spec, rows, tokens, length, model.dtype)
+        scratch = scratch_bytes(model.spec, rows, tokens, length, s.block_size, model.dtype)
     budget = measure(model, s, tokens, rows, scratch)
     for line in budget.lines():
         logger.info("%s", line)
     return budget
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """torch has a type of its own for a GPU's memory only, and not for what CUDA's libraries allocate."""
+    told = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
 
 def _no_memory(config: EngineConfig, budget: MemoryBudget | None, error: BaseException) -> str:

@@ -44,10 +44,10 @@ def test_graphs_and_single_launches_agree_to_the_bit_in_bfloat16():
             dtype="bfloat16",
             kv_cache_memory_bytes=1 << 28,
             enforce_eager=enforce_eager,
-            max_num_seqs=4,
+            max_num_seqs=8,
         ) as llm:
             params = SamplingParams(temperature=1.0, seed=5, max_tokens=COUNT, ignore_eos=True, logprobs=3)
-            outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+            outputs = llm.generate([*PROMPTS, PROMPTS[3] * 2], params, use_tqdm=False)  # five: a graph of six
         found.append(
             [
                 [(t, v.logprob, v.rank) for line in o.outputs[0].logprobs for t, v in line.items()]

@@ -6,7 +6,7 @@ has a bias or allowed ids. Rows that ask for nothing cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from workbench.engine.plan import Addition
 from workbench.kernels.sample.adjust import adjust, count, start_counts
 from workbench.kernels.sample.reference import Adjusted, Adjustments
 from workbench.params import SamplingParams
+from workbench.runtime.device import on_device
 from workbench.runtime.sampler import is_adjusted
 
 NEVER = float("-inf")
@@ -35,32 +36,43 @@ class Adjuster:
         self._counts = torch.empty((0, vocab), dtype=torch.int32, device=device)
         self._slot_of: dict[int, int] = {}  # by row
         self._free: list[int] = []
+        self._stale = False  # the device still gives slots to rows that were forgotten
 
     def clear(self) -> None:
-        self.leave(list(self._slot_of))
+        """Forget all rows. Asks nothing of the device, which may have failed."""
+        self._free += self._slot_of.values()
+        self._slot_of.clear()
+        self._stale = True
 
     def leave(self, rows: Sequence[int]) -> None:
         """Rows give their slots back."""
         leaving = [row for row in rows if row in self._slot_of]
         self._free += [self._slot_of.pop(row) for row in leaving]
         if leaving:
-            self._ints[:, torch.tensor(leaving, device=self._device)] = _NONE
+            self._ints[:, self._longs(leaving)] = _NONE
 
     def enter(self, added: Sequence[Addition], tokens: Tensor) -> None:
         """Requests that enter, with their tokens in `tokens` [max_rows, max_length] already."""
         asking = [addition for addition in added if is_adjusted(addition.params)]
         if not asking:
             return
+        if self._stale:
+            self._ints.fill_(_NONE)
+            self._stale = False
         self._make_room(len(asking))
         for addition in asking:
             self._slot_of[addition.row] = self._free.pop()
             self._write_offsets(addition)
-        rows = torch.tensor([addition.row for addition in asking], device=self._device)
-        self._ints[:, rows] = torch.tensor([self._ints_of(a) for a in asking], device=self._device).int().T
-        penalties = [_penalties(addition.params) for addition in asking]
-        self._floats[:, rows] = torch.tensor(penalties, device=self._device).T
+        rows = self._longs([addition.row for addition in asking])
+        ints = np.array([self._ints_of(addition) for addition in asking], np.int32)
+        penalties = np.array([_penalties(addition.params) for addition in asking], np.float32)
+        self._ints[:, rows] = on_device(ints, self._device).T
+        self._floats[:, rows] = on_device(penalties, self._device).T
         self._write_stops(asking, rows)
         self._start_counts([a for a in asking if _counts_tokens(a.params)], tokens)
+
+    def _longs(self, numbers: Iterable[int]) -> Tensor:
+        return on_device(np.array([*numbers], np.int64), self._device)
 
     def _make_room(self, wanted: int) -> None:
         lacking, slots = wanted - len(self._free), len(self._values)
@@ -91,10 +103,10 @@ class Adjuster:
             line.zero_()
         else:
             line.fill_(NEVER)
-            line[torch.tensor(params.allowed_token_ids, device=self._device)] = 0.0
+            line[self._longs(params.allowed_token_ids)] = 0.0
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=self._device)
-            line[ids] += torch.tensor(list(params.logit_bias.values()), device=self._device)
+            biases = np.array([*params.logit_bias.values()], np.float32)
+            line[self._longs(params.logit_bias)] += on_device(biases, self._device)
 
     def _write_stops(self, asking: Sequence[Addition], rows: Tensor) -> None:
         stops = [
@@ -109,7 +121,7 @@ class Adjuster:
             wider[:, : self._stops.shape[1]] = self._stops
             self._stops = wider
         padded = [line + [_NONE] * (self._stops.shape[1] - len(line)) for line in stops]
-        self._stops[rows] = torch.tensor(padded, dtype=torch.int32, device=self._device)
+        self._stops[rows] = on_device(np.array(padded, np.int32), self._device)
 
     def _start_counts(self, asking: Sequence[Addition], tokens: Tensor) -> None:
         if not asking:
@@ -118,8 +130,7 @@ class Adjuster:
             (self._slot_of[addition.row], addition.row, addition.num_prompt_tokens, len(addition.token_ids))
             for addition in asking
         ]
-        table = torch.from_numpy(np.array(columns, np.int32).T.copy()).to(self._device)
-        slots, rows, prompts, lengths = table
+        slots, rows, prompts, lengths = on_device(np.array(columns, np.int32).T, self._device)
         start_counts(self._counts, slots, tokens, rows, prompts, lengths)
 
     def adjust(self, logits: Tensor, rows: Tensor, lengths: Tensor) -> Adjusted:

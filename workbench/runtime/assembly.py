@@ -11,7 +11,7 @@ from workbench.engine.loop import Runner
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
-from workbench.runtime.kv_store import KVStore
+from workbench.runtime.kv_store import KVStore, kv_groups
 from workbench.runtime.sampler import LogprobsMode, Sampler
 
 
@@ -55,20 +55,26 @@ def _kernel_runner(
     batch = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, model.device)
     staging = Staging(rows, len(groups), model.device, IN_FLIGHT)
     step = KernelStep(model, groups, store, batch, staging.memory, max(tokens, rows))
-    graphs, record = None, None if eager else captured.recorder_for(model.device)
-    if record is not None:
-        graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record)
-        with torch.inference_mode():
-            graphs.capture()
+    record = captured.recorder_for(model.device, eager)
+    graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record)
+    with torch.inference_mode():
+        graphs.capture()
     return KernelRunner(step, batch, staging, mode, graphs, clock)
 
 
-def scratch_bytes(spec: ModelSpec, rows: int, tokens: int, length: int, dtype: torch.dtype) -> int:
-    """Device memory a runner takes for itself, beside weights, activations and KV blocks."""
+def scratch_bytes(
+    spec: ModelSpec, rows: int, tokens: int, length: int, block_size: int, dtype: torch.dtype
+) -> int:
+    """Device memory a runner takes for itself, beside weights, activations and KV blocks.
+
+    Rows that change their logits take more when they come: 12 bytes a token of the vocabulary.
+    """
     from workbench.kernels.attention.kernel import space_bytes
     from workbench.kernels.sample.kernel import CANDIDATES, GROUP, MAX_PARTS
 
     attention = space_bytes(rows, tokens, spec.num_heads, spec.num_kv_heads, spec.head_dim)
     logits = rows * spec.vocab_size * dtype.itemsize
     sampling = rows * (4 * 3 * MAX_PARTS + 8 * -(-spec.vocab_size // GROUP) + 8 * CANDIDATES)
-    return attention + logits + sampling + 4 * rows * length + 24 * tokens
+    groups = len(kv_groups(spec))
+    batch = 4 * rows * (length + groups * -(-length // block_size))
+    return attention + logits + sampling + batch + 8 * (2 + groups) * tokens

@@ -1,4 +1,4 @@
-"""Which device there is, and how much of its memory the KV cache may have."""
+"""Which device there is, how much of its memory the KV cache may have, and how numbers get there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from workbench.config import CPU_POOL, Device, Settings
 from workbench.errors import DeviceLost
@@ -70,6 +72,16 @@ def pick_dtype(asked: str, checkpoint: str, device: torch.device) -> torch.dtype
     if name not in _DTYPES:
         raise ValueError(f"dtype={asked!r} is unknown: use 'auto', {', '.join(map(repr, _DTYPES))}")
     return _DTYPES[name]
+
+
+def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A copy, in the order of the device's work: nobody waits for it.
+
+    By way of pinned memory, which torch keeps until the copy has been made. From any other, a copy lasts as
+    long as the step in flight before it.
+    """
+    host = torch.from_numpy(np.ascontiguousarray(array))
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def num_kv_blocks(s: Settings, block_bytes: int, wanted: int, left: int | None) -> int:

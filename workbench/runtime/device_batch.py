@@ -17,6 +17,7 @@ from workbench.engine.plan import Addition, Growth, StepPlan
 from workbench.kernels.attention.reference import Layout
 from workbench.kernels.sample.reference import Options
 from workbench.runtime.adjusting import Adjuster
+from workbench.runtime.device import on_device
 from workbench.runtime.sampler import is_adjusted
 
 SHARED_BLOCKS = 8  # so long a common prefix has to be to be read apart
@@ -47,6 +48,7 @@ class DeviceBatch:
         self._shared: int | None = None  # of the present members; None: not counted yet
 
     def clear(self) -> None:
+        """Forget all members. Asks nothing of the device, which may have failed."""
         self.additions.clear()
         self.adjuster.clear()
         self.special.clear()
@@ -76,15 +78,15 @@ class DeviceBatch:
         self._scatter(self.tokens, rows, [addition.token_ids for addition in added])
         for group, table in enumerate(self.tables):
             self._scatter(table, rows, [addition.blocks[group] for addition in added])
-        on_device = torch.from_numpy(rows).to(self.device)
         params = [addition.params for addition in added]
         floats = np.array(
             [[p.temperature for p in params], [p.top_p for p in params], [p.min_p for p in params]],
             np.float32,
         )
         longs = np.array([[p.top_k for p in params], [addition.seed for addition in added]], np.int64)
-        self._floats.index_copy_(1, on_device, torch.from_numpy(floats).to(self.device))
-        self._longs.index_copy_(1, on_device, torch.from_numpy(longs).to(self.device))
+        lines = on_device(rows, self.device)
+        self._floats.index_copy_(1, lines, on_device(floats, self.device))
+        self._longs.index_copy_(1, lines, on_device(longs, self.device))
         self.adjuster.enter(added, self.tokens)
 
     def _scatter(self, table: Tensor, rows: np.ndarray, lines: list[np.ndarray]) -> None:
@@ -95,15 +97,13 @@ class DeviceBatch:
             return
         first = rows * table.shape[1] - (np.cumsum(counts) - counts)
         places = np.repeat(first, counts) + np.arange(total)
-        values = torch.from_numpy(np.concatenate(lines)).to(self.device)
-        table.view(-1).index_copy_(0, torch.from_numpy(places).to(self.device), values)
+        values = on_device(np.concatenate(lines), self.device)
+        table.view(-1).index_copy_(0, on_device(places, self.device), values)
 
     def grow(self, grown: Sequence[Growth]) -> None:
         """Growth that had no room in the packed array."""
         for table, growth in zip(self.tables, grown, strict=True):
-            rows, places, blocks = (
-                torch.from_numpy(np.ascontiguousarray(column)).to(self.device) for column in growth
-            )
+            rows, places, blocks = (on_device(column, self.device) for column in growth)
             table.index_put_((rows.long(), places.long()), blocks)
 
     def options(self, rows: Tensor, lengths: Tensor) -> Options:

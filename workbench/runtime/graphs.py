@@ -1,4 +1,4 @@
-"""Decode steps captured as CUDA graphs, over a ladder of sizes; a batch takes the next larger one.
+"""Decode steps over a ladder of sizes, captured as CUDA graphs; a batch takes the next larger one.
 
 Two graphs a size, forward and draw: what has to happen between the two does.
 """
@@ -58,10 +58,9 @@ class DecodeGraphs:
         for size in tqdm(sizes, desc="Capturing graphs", unit="graph", leave=False):
             self.pair(size, sharing=False)
 
-    def size_for(self, lines: int) -> int | None:
-        """The size that serves so many lines; None where there is none."""
-        place = bisect_left(self._sizes, lines)
-        return self._sizes[place] if place < len(self._sizes) else None
+    def size_for(self, lines: int) -> int:
+        """The size that serves so many lines, of which there are no more than `most`."""
+        return self._sizes[bisect_left(self._sizes, lines)]
 
     def pair(self, size: int, sharing: bool) -> Pair:
         """The graphs of a size; those that read a shared prefix once are captured when one is met.
@@ -88,11 +87,26 @@ class CudaRecorder:
         action()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # thread_local: what other threads ask of CUDA meanwhile, for another engine say, is their own affair.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             action()
         return graph
 
 
-def recorder_for(device: torch.device) -> Callable[[Action], Replay] | None:
-    """What captures actions on a device; None where nothing does."""
-    return CudaRecorder() if device.type == "cuda" else None
+class Again:
+    """A graph's stand-in: what was recorded is launched anew, piece by piece.
+
+    For the same lines and bounds: kernels choose their tiles by them, and so a step with and one without
+    graphs agree to the bit.
+    """
+
+    def __init__(self, action: Action) -> None:
+        self._action = action
+
+    def replay(self) -> None:
+        self._action()
+
+
+def recorder_for(device: torch.device, eager: bool) -> Callable[[Action], Replay]:
+    """What records actions on a device. `eager`: without graphs, as where there are none."""
+    return CudaRecorder() if device.type == "cuda" and not eager else Again

@@ -1,0 +1,45 @@
+"""Decodes run for the lines of a ladder, with graphs and without: kernels choose their tiles by them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from workbench.runtime.graphs import DecodeGraphs, ladder, recorder_for
+from workbench.runtime.kernel_attention import Bounds
+
+
+class Step:
+    """Notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    def forward(self, *args: object) -> None:
+        self.asked.append(("forward", *args))
+
+    def draw(self, *args: object) -> None:
+        self.asked.append(("draw", *args))
+
+
+def test_without_graphs_a_batch_is_computed_as_the_graph_that_would_serve_it_computes_it() -> None:
+    step = Step()
+    graphs = DecodeGraphs(step, 16, 96, recorder_for(torch.device("cuda"), eager=True))  # type: ignore[arg-type]
+    graphs.capture()
+    assert step.asked == [], "nothing is launched before there is a batch"
+    for _ in range(2):
+        pair = graphs.pair(graphs.size_for(5), sharing=True)
+        pair.forward.replay()
+        pair.draw.replay()
+    assert step.asked == [("forward", 6, 6, 6, Bounds(1, 96), True), ("draw", 6, 6)] * 2
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 16, 17, 100, 1024])
+def test_every_batch_has_a_size_and_little_padding(most: int) -> None:
+    sizes = ladder(most)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == most
+    graphs = DecodeGraphs(Step(), most, 96, recorder_for(torch.device("cpu"), eager=False))  # type: ignore[arg-type]
+    for lines in range(1, most + 1):
+        size = graphs.size_for(lines)
+        assert lines <= size <= max(lines + 7, lines * 1.2)
