@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -22,7 +22,13 @@ from workbench.intake import Intake
 from workbench.metrics import Metric, read_metrics
 from workbench.open_requests import CLOSED, OpenRequests
 from workbench.outputs import RequestOutput
-from workbench.params import LoRARequest, RequestOutputKind, SamplingParams
+from workbench.params import (
+    LoRARequest,
+    RequestOutputKind,
+    SamplingParams,
+    check_against,
+    refuse_unavailable,
+)
 from workbench.progress import Progress
 from workbench.prompts import conversations_of, encode, written_by_template
 from workbench.step import Step, describe
@@ -128,9 +134,16 @@ class LLM:
 
         tokenizer = self._parts.tokenizer
         decode = None if tokenizer is None else lambda token_ids: str(tokenizer.decode(token_ids))
-        self._trace = Trace(decode=decode)
+        self._trace = Trace(decode=decode, want_logprobs=self._want_logprobs)
         self._emit.add(self._trace.observer)
         self._emit(EngineStarted(self._clock(), self.config.to_dict()))
+
+    def _want_logprobs(self, count: int) -> AbstractContextManager[None]:
+        """Every token's `count` top logprobs, for the trace; as many as a request could ask for."""
+        params = SamplingParams(logprobs=count)
+        refuse_unavailable(params)
+        check_against(params, vocab_size=self._parts.spec.vocab_size, max_logprobs=self.config.max_logprobs)
+        return self._emit.wanting_logprobs(params.logprobs or 0)
 
     # --- the parts ------------------------------------------------------------------------------------
 

@@ -72,6 +72,7 @@ class CountingRunner:
             sampled + 1,
             sampled[:, None],
             np.zeros((len(rows), 1), np.float32),
+            np.zeros(len(rows), np.float32),
         )
         began = self.clock()
         return StepResult(plan.index, rows, sampled, logprobs, began, self.clock(), 5e-4)

@@ -59,7 +59,7 @@ def committed(
     size = len(tokens) if lines is None else lines
     logprobs = LogprobColumns(
         np.linspace(-1, -2, size, dtype=np.float32), ints(*range(1, size + 1)), np.zeros((size, 1), np.int32),
-        np.zeros((size, 1), np.float32),
+        np.zeros((size, 1), np.float32), np.linspace(0, 1, size, dtype=np.float32),
     )  # fmt: skip
     result = StepResult(index, ints(), tokens, logprobs, at - 1.5, at - 0.5, 0.75)
     positions, lines_taken = ints(*(position for _, position in taken.values())), ints(*range(len(taken)))

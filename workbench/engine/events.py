@@ -6,7 +6,8 @@ Events are built only while somebody observes. They are plain data; `at` is the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -179,6 +180,8 @@ class Emitter:
     def __init__(self) -> None:
         self._observers: list[Observer] = []
         self._switch: Callable[[bool], object] = _ignore
+        self._wanted: list[int] = []
+        self.logprobs = 0  # top logprobs that observers want of every token sampled; 0: none
 
     def __bool__(self) -> bool:
         return bool(self._observers)
@@ -203,6 +206,17 @@ class Emitter:
         """Who collects what observers will be told hears, now and later, whether there are any."""
         self._switch = switch
         switch(bool(self._observers))
+
+    @contextmanager
+    def wanting_logprobs(self, count: int) -> Iterator[None]:
+        """Plans made inside the block ask for the `count` likeliest tokens of every token sampled."""
+        self._wanted.append(count)
+        self.logprobs = max(self._wanted)
+        try:
+            yield
+        finally:
+            self._wanted.remove(count)
+            self.logprobs = max(self._wanted, default=0)
 
 
 def _ignore(on: bool) -> None:

@@ -57,6 +57,7 @@ class StepPlan(NamedTuple):
     removed: Ints  # rows emptied since the last plan; applied before `added`
     added: tuple[Addition, ...]
     grown: tuple[Growth, ...]  # one for each KV group
+    logprobs: int = 0  # top logprobs that observers want of every row that samples, asked for or not; 0: none
 
     @property
     def num_tokens(self) -> int:

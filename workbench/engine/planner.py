@@ -98,7 +98,7 @@ class Planner:
         self._room -= 1
         plan = StepPlan(
             books.next_index(), books.limits.budget, running.rows, starts, self._one_each[:n],
-            self._all_sample[:n], books.take_removed(), (), self._no_growth,
+            self._all_sample[:n], books.take_removed(), (), self._no_growth, books.emit.logprobs,
         )  # fmt: skip
         books.flights.append(Flight(plan, running.rows, running.requests, None, running.version, [], ()))
         return self._nothing
@@ -309,7 +309,10 @@ class Planner:
         )
         removed = self._books.take_removed()
         index = self._books.next_index()
-        plan = StepPlan(index, draft.budget, rows, starts, granted, samples, removed, additions, grown)
+        plan = StepPlan(
+            index, draft.budget, rows, starts, granted, samples, removed, additions, grown,
+            self._books.emit.logprobs,
+        )  # fmt: skip
         return plan, places
 
 

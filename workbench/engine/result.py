@@ -15,13 +15,14 @@ Floats = npt.NDArray[np.float32]
 class LogprobColumns(NamedTuple):
     """Log probabilities of one step, a line for each row that sampled.
 
-    `top_ids` is as wide as the largest request in the batch wants; each request reads its first k.
+    `top_ids` is as wide as the largest request in the batch, or an observer, wants; each reads its first k.
     """
 
     sampled: Floats  # [m]; of the sampled token, natural log
     ranks: Ints  # [m]; of the sampled token: 1 + the number of tokens with a larger logprob
     top_ids: Ints  # [m, k]; best first
     top_logprobs: Floats  # [m, k]
+    entropies: Floats  # [m]; nats, of the distribution the logprobs are of
 
 
 class StepResult(NamedTuple):

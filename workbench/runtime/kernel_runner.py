@@ -1,4 +1,4 @@
-"""Computes plans on a GPU with the project's kernels: decodes by graph, everything else launch by launch.
+"""Computes plans on a GPU with the project's kernels: decodes by graph, everything else launched one by one.
 
 A launch queues a step and returns; its tokens stay on the device, where the next step finds them, and travel
 to the host by themselves. Knows rows and plans; nothing of requests or schedules.
@@ -20,10 +20,8 @@ from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs
 from workbench.runtime.kernel_attention import Bounds
 from workbench.runtime.kernel_step import KernelStep
-from workbench.runtime.sampler import LogprobsMode, is_adjusted, to_columns
+from workbench.runtime.sampler import Columns, LogprobsMode, is_adjusted, to_columns
 from workbench.runtime.step_arrays import Staging, fits
-
-Columns = tuple[Tensor, ...]  # sampled, ranks, top ids, top logprobs
 
 IN_FLIGHT = 4  # steps whose memory on the host is kept apart
 
@@ -74,9 +72,10 @@ class KernelRunner:
         batch: DeviceBatch,
         staging: Staging,
         mode: LogprobsMode,
-        graphs: DecodeGraphs,
+        graphs: DecodeGraphs | None,
         clock: Clock,
     ) -> None:
+        """`graphs`: None launches everything one by one."""
         self._step = step
         self._batch = batch
         self._staging = staging
@@ -100,7 +99,8 @@ class KernelRunner:
         sampling = int(plan.samples.sum())
         columns = self._run(plan, sampling)
         if columns is not None:
-            columns = tuple(map(_to_host, columns))
+            sampled, ranks, ids, best, entropies = map(_to_host, columns)
+            columns = sampled, ranks, ids, best, entropies
         host = self._host[turn][:sampling]
         host.copy_(self._step.token_ids[:sampling], non_blocking=True)
         done.record()
@@ -110,30 +110,39 @@ class KernelRunner:
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1
         shared = self._batch.shared_blocks(plan) if decodes else 0
-        size = self._graphs.size_for(lines) if decodes else lines
-        self._staging.send(plan, size, shared)
-        if not fits(plan, size):
+        size = self._graphs.size_for(lines) if self._graphs and decodes else None
+        self._staging.send(plan, size or lines, shared)
+        if not fits(plan, size or lines):
             self._batch.grow(plan.grown)
-        if decodes:
+        if size is not None and self._graphs is not None:
             forward, draw = self._graphs.pair(size, shared > 0)
             forward.replay()
         else:
             bounds = Bounds(int(plan.counts.max()), int((plan.starts + plan.counts).max()))
-            self._step.forward(lines, plan.num_tokens, sampling, bounds, sharing=False)
+            self._step.forward(lines, plan.num_tokens, sampling, bounds, shared > 0)
         if not sampling:
             return None
         rows = plan.rows[plan.samples].tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
-        if decodes and not asking:
+        if size is not None and not asking and not plan.logprobs:
             draw.replay()
             return None
-        return self._draw(size, sampling, asking)
+        return self._draw(size or lines, sampling, asking, plan.logprobs)
 
-    def _draw(self, lines: int, sampling: int, asking: list[tuple[int, int]]) -> Columns | None:
-        """Draw launch by launch; `asking`: lines and rows that want more than a token."""
+    def _draw(
+        self, lines: int, sampling: int, asking: list[tuple[int, int]], logprobs: int
+    ) -> Columns | None:
+        """Draw launch by launch.
+
+        Args:
+            asking: lines and rows that want more than a token.
+            logprobs: top logprobs wanted of every line; 0: of those that ask.
+        """
         params = {line: self._batch.additions[row].params for line, row in asking}
         drawn = self._step.draw(lines, sampling, any(map(is_adjusted, params.values())))
         asked = {line: p.logprobs for line, p in params.items() if p.logprobs is not None}
+        if logprobs:
+            asked = {line: max(logprobs, asked.get(line, 0)) for line in range(sampling)}
         if not asked:
             return None
         wanted, as_logits = max(asked.values()), self._mode.endswith("logits")

@@ -9,23 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
 from workbench.kernels.attention.kernel import Ragged, make_space
-from workbench.kernels.logprobs.kernel import Logprobs, logprobs
+from workbench.kernels.logprobs.kernel import logprobs
 from workbench.kernels.sample.adjust import shape_rows
 from workbench.kernels.sample.kernel import make_workspace, sample
 from workbench.kernels.sample.reference import Adjusted, Options
 from workbench.kernels.step_inputs.kernel import append, apply_growth, lay_out
 from workbench.models.decoder import Decoder
 from workbench.models.products import product_into
-from workbench.runtime.device import on_device
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
+from workbench.runtime.sampler import Columns, entropy
 from workbench.runtime.step_arrays import StepArrays, views
 
 
@@ -127,19 +126,23 @@ class KernelStep:
             batch.adjuster.count(rows, ids)
         return Drawn(options, adjusted)
 
-    def raw_logprobs(self, sampling: int, wanted: int, as_logits: bool) -> Logprobs:
+    def raw_logprobs(self, sampling: int, wanted: int, as_logits: bool) -> Columns:
         """Of the tokens just drawn, from the model's own logits."""
-        return logprobs(self.logits[:sampling], self.token_ids[:sampling], wanted, as_logits=as_logits)
+        logits = self.logits[:sampling]
+        found = logprobs(logits, self.token_ids[:sampling], wanted, as_logits=as_logits)
+        return (*found, entropy(logits))
 
     def processed_logprobs(
         self, drawn: Drawn, asked: Sequence[int], sampling: int, wanted: int, as_logits: bool
-    ) -> Logprobs:
+    ) -> Columns:
         """Of the tokens drawn, from the distribution they were drawn from; for the lines `asked` alone."""
-        lines = on_device(np.array(asked, np.int64), self._batch.device)
+        lines = torch.tensor(asked, device=self._batch.device)
         bounds = self._workspace.bounds
         shaped = shape_rows(self.logits[:sampling], drawn.options, lines, bounds, adjusted=drawn.adjusted)
         found = logprobs(shaped, self.token_ids[:sampling][lines], wanted, as_logits=as_logits)
-        spread = (
-            column.new_zeros((sampling, *column.shape[1:])).index_copy_(0, lines, column) for column in found
-        )
-        return Logprobs(*spread)
+
+        def spread(column: Tensor) -> Tensor:
+            return column.new_zeros((sampling, *column.shape[1:])).index_copy_(0, lines, column)
+
+        sampled, ranks, ids, best = map(spread, found)
+        return sampled, ranks, ids, best, spread(entropy(shaped))

@@ -24,9 +24,13 @@ LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "proc
 NEVER = float("-inf")
 
 
+# Of the rows that sampled: logprob, rank, top ids, top logprobs, entropy, as in LogprobColumns.
+Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 class Sampled(NamedTuple):
     token_ids: Tensor  # [m] int64, device
-    logprobs: tuple[Tensor, Tensor, Tensor, Tensor] | None  # sampled, ranks, top ids, top logprobs; device
+    logprobs: Columns | None  # device
 
 
 class Sampler:
@@ -36,7 +40,13 @@ class Sampler:
         self.mode = mode
 
     def sample(
-        self, logits: Tensor, rows: Longs, lengths: Longs, additions: Mapping[int, Addition], tokens: Tensor
+        self,
+        logits: Tensor,
+        rows: Longs,
+        lengths: Longs,
+        additions: Mapping[int, Addition],
+        tokens: Tensor,
+        logprobs: int = 0,
     ) -> Sampled:
         """One token for each row of `logits` [m, vocab].
 
@@ -44,9 +54,12 @@ class Sampler:
             rows: [m]; batch rows. lengths: [m]; the tokens each has so far.
             additions: what is known of each batch row.
             tokens: [max_rows, max_length] int32, device; the rows' tokens.
+            logprobs: top logprobs wanted of every row, whatever it asked; 0: none.
         """
         asked = [additions[row] for row in rows.tolist()]
         wanted = [a.params.logprobs for a in asked if a.params.logprobs is not None]
+        if logprobs:
+            wanted.append(logprobs)
         raw = logits
         logits = logits.float()
         logits = _adjust(logits, asked, rows, lengths, tokens)
@@ -59,13 +72,23 @@ class Sampler:
         if not wanted:
             return Sampled(chosen, None)
         source = raw if self.mode.startswith("raw") else shaped
-        return Sampled(chosen, top_logprobs(source, chosen, max(wanted), logits=self.mode.endswith("logits")))
+        top = top_logprobs(source, chosen, max(wanted), logits=self.mode.endswith("logits"))
+        return Sampled(chosen, (*top, entropy(source)))
 
 
-def to_columns(logprobs: tuple[Tensor, ...]) -> LogprobColumns:
+def entropy(logits: Tensor) -> Tensor:
+    """Of each row's distribution, in nats: [m] float32 of [m, vocab].
+
+    A few rows at a time, for in float32 all of them may take gigabytes.
+    """
+    parts = [torch.special.entr(part.softmax(-1, dtype=torch.float32)).sum(-1) for part in logits.split(64)]
+    return torch.cat(parts)
+
+
+def to_columns(logprobs: Columns) -> LogprobColumns:
     """Bring logprobs to the host."""
-    sampled, ranks, ids, best = (tensor.cpu().numpy() for tensor in logprobs)
-    return LogprobColumns(sampled, ranks.astype(np.int32), ids.astype(np.int32), best)
+    sampled, ranks, ids, best, entropies = (tensor.cpu().numpy() for tensor in logprobs)
+    return LogprobColumns(sampled, ranks.astype(np.int32), ids.astype(np.int32), best, entropies)
 
 
 def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Options:

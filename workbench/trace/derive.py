@@ -18,13 +18,12 @@ import numpy.typing as npt
 from workbench.engine.events import Event, StepCommitted, StepPlanned
 from workbench.trace.blocks import block_table
 from workbench.trace.facts import NAN, NONE, Facts, Longs, RequestFacts, StepFacts, read
+from workbench.trace.picks import Decode, Picks, output_texts, read_picks, text_of, token_table
 from workbench.trace.recorder import Recording
 from workbench.trace.schema import SCHEMA_VERSION, Table, Tables, complete
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-Texts = npt.NDArray[np.object_]
-Decode = Callable[[list[int]], str]
 
 
 def derive(recording: Recording, version: str, decode: Decode | None = None) -> Tables:
@@ -36,7 +35,7 @@ def derive(recording: Recording, version: str, decode: Decode | None = None) -> 
         decode: text of token ids; without it, texts are missing.
     """
     facts = read(recording.events)
-    chunks, picks = _chunks(facts), _picks(facts)
+    chunks, picks = _chunks(facts), read_picks(facts)
     steps = _steps(facts, chunks)
     requests = _requests(facts, chunks, picks, decode)
     return Tables(
@@ -44,7 +43,7 @@ def derive(recording: Recording, version: str, decode: Decode | None = None) -> 
         requests=requests,
         steps=steps,
         step_requests=_step_requests(facts, chunks),
-        tokens=_tokens(facts, picks, decode),
+        tokens=token_table(facts, picks, decode),
         blocks=block_table(facts.blocks, facts.began),
         events=_events(facts, recording.events),
     )
@@ -138,48 +137,6 @@ def _sum_by(keys: Longs, values: npt.NDArray[Any], size: int) -> Longs:
     return np.bincount(keys, weights=values, minlength=size).astype(np.int64)
 
 
-# --- one line a token -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Picks:
-    """The tokens that requests took, in the order of the steps."""
-
-    request: Longs
-    step: Longs  # the step's index
-    token_id: Longs
-    position: Longs
-    at: Floats  # clock reading
-    logprob: Floats
-    rank: Floats
-
-
-def _picks(facts: Facts) -> Picks:
-    done = [(step, step.committed) for step in facts.steps if step.committed is not None]
-    if not done:
-        return Picks(NONE, NONE, NONE, NONE, *(np.empty(0, np.float64) for _ in range(3)))
-    sizes = [len(event.token_ids) for _, event in done]
-    request = np.concatenate([step.takers for step, _ in done])
-    asked = np.array([r.logprobs for r in facts.requests], np.bool_)[request]
-    columns = [_logprobs(event) for _, event in done]
-    return Picks(
-        request=request,
-        step=np.repeat([step.planned.plan.index for step, _ in done], sizes),
-        token_id=np.concatenate([event.token_ids for _, event in done]).astype(np.int64),
-        position=np.concatenate([event.positions for _, event in done]).astype(np.int64),
-        at=np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
-        logprob=np.where(asked, np.concatenate([logprob for logprob, _ in columns]), NAN),
-        rank=np.where(asked, np.concatenate([rank for _, rank in columns]), NAN),
-    )
-
-
-def _logprobs(event: StepCommitted) -> tuple[Floats, Floats]:
-    columns = event.result.logprobs
-    if columns is None:
-        return np.full(len(event.taken), NAN), np.full(len(event.taken), NAN)
-    return columns.sampled[event.taken].astype(np.float64), columns.ranks[event.taken].astype(np.float64)
-
-
 # --- the tables -----------------------------------------------------------------------------------------
 
 
@@ -198,6 +155,7 @@ def _steps(facts: Facts, chunks: Chunks) -> Table:
         "scheduled": scheduled,
         "prefill": scheduled - decode,
         "decode": decode,
+        "draft": np.zeros(size, np.int64),
         "recomputed": _sum_by(chunks.step, chunks.recomputed, size),
         "overshoot": _sum_by(chunks.step, chunks.count * chunks.dropped, size),
         "cached": _sum_by(chunks.step, chunks.cached, size),
@@ -226,7 +184,7 @@ def _step_requests(facts: Facts, chunks: Chunks) -> Table:
         "step_requests",
         {
             "step": indices[chunks.step],
-            "request_id": _names(facts)[chunks.request],
+            "request_id": facts.names()[chunks.request],
             "row": chunks.row,
             "start": chunks.start,
             "scheduled": chunks.count,
@@ -250,7 +208,7 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot = np.where(outputs > 1, (last - first) / (outputs - 1), NAN)
     columns: dict[str, Any] = {
-        "request_id": _names(facts),
+        "request_id": facts.names(),
         "priority": [r.priority for r in requests],
         "prompt_tokens": [len(r.prompt_token_ids) for r in requests],
         "max_tokens": [r.max_tokens for r in requests],
@@ -260,14 +218,15 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
         "recomputed_tokens": _sum_by(chunks.request, chunks.recomputed, size),
         "overshoot_tokens": _sum_by(chunks.request, chunks.count * chunks.dropped, size),
         "preemptions": [r.preemptions for r in requests],
+        "accepted_drafts": np.zeros(size, np.int64),
         "queue_s": scheduled - arrived,
         "ttft_s": first - arrived,
         "tpot_s": tpot,
         "e2e_s": finished - arrived,
         "finish_reason": [r.finish_reason for r in requests],
         "stop_reason": [r.stop_reason for r in requests],
-        "prompt": [_text(r.prompt_token_ids.tolist(), decode) for r in requests],
-        "output": _output_texts(picks, size, decode),
+        "prompt": [text_of(r.prompt_token_ids.tolist(), decode) for r in requests],
+        "output": output_texts(picks, size, decode),
     }
     times = {
         "arrived": arrived,
@@ -281,42 +240,6 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
 
 def _times(requests: list[RequestFacts], name: str) -> Floats:
     return np.array([getattr(request, name) for request in requests], np.float64)
-
-
-def _names(facts: Facts) -> Texts:
-    names = np.empty(len(facts.requests), np.object_)
-    names[:] = [request.request_id for request in facts.requests]
-    return names
-
-
-def _text(token_ids: list[int], decode: Decode | None) -> str | None:
-    return None if decode is None else decode(token_ids)
-
-
-def _output_texts(picks: Picks, size: int, decode: Decode | None) -> list[str | None]:
-    order = np.argsort(picks.request, kind="stable")
-    bounds = np.searchsorted(picks.request[order], np.arange(1, size)) if size else NONE
-    groups = np.split(picks.token_id[order], bounds) if size else []
-    return [_text(group.tolist(), decode) for group in groups]
-
-
-def _tokens(facts: Facts, picks: Picks, decode: Decode | None) -> Table:
-    prompts = np.array([len(r.prompt_token_ids) for r in facts.requests], np.int64)
-    texts = {token_id: _text([token_id], decode) for token_id in np.unique(picks.token_id).tolist()}
-    return complete(
-        "tokens",
-        {
-            "request_id": _names(facts)[picks.request],
-            "index": picks.position - prompts[picks.request],
-            "position": picks.position,
-            "step": picks.step,
-            "at_s": picks.at - facts.began,
-            "token_id": picks.token_id,
-            "text": [texts[token_id] for token_id in picks.token_id.tolist()],
-            "logprob": picks.logprob,
-            "rank": picks.rank,
-        },
-    )
 
 
 def _events(facts: Facts, events: list[Event]) -> Table:

@@ -27,6 +27,8 @@ from workbench.engine.events import (
 Longs = npt.NDArray[np.int64]
 NONE: Longs = np.empty(0, np.int64)
 NAN = float("nan")
+NO_LOGPROBS = -1
+UNKNOWN = 2**31  # its admission was not recorded: what there is was asked for
 
 
 @dataclass(slots=True)
@@ -38,7 +40,7 @@ class RequestFacts:
     max_tokens: int = 0
     priority: int = 0
     cached: int = 0
-    logprobs: bool = True  # asked for; believed until its admission says otherwise
+    logprobs: int = UNKNOWN  # top logprobs it asked for; NO_LOGPROBS: none, not even the sampled token's
     preemptions: int = 0
     arrived: float = NAN
     scheduled: float = NAN
@@ -89,6 +91,12 @@ class Facts:
     config: dict[str, object] = field(default_factory=dict)
     began: float = NAN  # clock reading all times are relative to
     ended: float = NAN
+
+    def names(self) -> npt.NDArray[np.object_]:
+        """Ids by the requests' numbers."""
+        names = np.empty(len(self.requests), np.object_)
+        names[:] = [request.request_id for request in self.requests]
+        return names
 
 
 def read(events: Iterable[Event]) -> Facts:
@@ -162,7 +170,8 @@ class _Reader:
     def _planned(self, event: StepPlanned) -> None:
         for addition in event.plan.added:
             request = self._request(addition.request_id)
-            request.logprobs = addition.params.logprobs is not None
+            asked = addition.params.logprobs
+            request.logprobs = NO_LOGPROBS if asked is None else asked
             if not len(request.prompt_token_ids):
                 request.prompt_token_ids = addition.token_ids[: addition.num_prompt_tokens]
         index = event.plan.index  # an admission handed over by an earlier recorder belongs to an earlier step

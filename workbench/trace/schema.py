@@ -1,7 +1,9 @@
 """The tables of a trace: their columns, kinds and meanings. Knows neither how they are filled nor pandas.
 
 Times end in `_s` and are seconds since the engine started, by the engine's clock; durations are seconds.
-Counts of tokens are whole numbers. A value that does not exist (yet) is NaN, in a text column missing.
+Counts of tokens are whole numbers. A value that does not exist (yet) is NaN, in a text column missing. Lists
+are JSON texts, which every file format and every version of pandas holds and compares alike. Logprobs are
+there where the request asked for them, or `record(logprobs=k)` did.
 
 The sum rule, over requests that ran to their end::
 
@@ -86,6 +88,7 @@ REQUESTS = (
     ),
     Column("overshoot_tokens", "int", "of them, computed and dropped"),
     Column("preemptions", "int", "times it gave its blocks back"),
+    Column("accepted_drafts", "int", "of the output, tokens that were drafts; 0 while nothing drafts"),
     Column("arrived_s", "float", "it joined the waiting queue"),
     Column("scheduled_s", "float", "it was first given tokens"),
     Column("first_token_s", "float", "its first token was on the host"),
@@ -108,6 +111,7 @@ STEPS = (
     Column("scheduled", "int", "tokens computed: prefill + decode"),
     Column("prefill", "int", "of prompts, and whatever is computed again"),
     Column("decode", "int", "generated tokens computed for the first time"),
+    Column("draft", "int", "of the scheduled, drafts to be verified; 0 while nothing drafts"),
     Column("recomputed", "int", "computed before, ahead of a preemption; see requests.recomputed_tokens"),
     Column(
         "overshoot", "int", "computed for requests that had ended or been preempted, or in a step that failed"
@@ -152,8 +156,16 @@ TOKENS = (
     Column("at_s", "float", "it was on the host"),
     Column("token_id", "int", "what it is"),
     Column("text", "text", "on its own; a piece of a character is shown as �"),
-    Column("logprob", "float", "natural log, where the request asked for logprobs"),
-    Column("rank", "float", "1 is the likeliest token, where the request asked for logprobs"),
+    Column("drafted", "bool", "it was a draft; false while nothing drafts"),
+    Column("accepted", "bool", "a draft that the model agreed with; false while nothing drafts"),
+    Column("masked", "float", "part of the vocabulary that a constraint ruled out; NaN: unconstrained"),
+    Column("logprob", "float", "natural log, where logprobs were asked for"),
+    Column("rank", "float", "1 is the likeliest token, where logprobs were asked for"),
+    Column("entropy", "float", "of the distribution the logprobs are of, in nats, where they were asked for"),
+    Column(
+        "top_ids", "text", "JSON list: the k likeliest tokens, best first, where k logprobs were asked for"
+    ),
+    Column("top_logprobs", "text", "JSON list: their logprobs; null for one that cannot be sampled"),
 )
 
 BLOCKS = (

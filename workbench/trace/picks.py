@@ -1,0 +1,127 @@
+"""The tokens that requests took: what they are, when, how likely they were. Knows numpy and the schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.engine.events import StepCommitted
+from workbench.trace.facts import NAN, NO_LOGPROBS, NONE, Facts, Longs
+from workbench.trace.schema import Table, complete
+
+Floats = npt.NDArray[np.float64]
+Texts = npt.NDArray[np.object_]
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Picks:
+    """Columns with a line for each token that a request took, in the order of the steps."""
+
+    request: Longs  # number of the request
+    step: Longs  # the step's index
+    token_id: Longs
+    position: Longs
+    at: Floats  # clock reading
+    logprob: Floats
+    rank: Floats
+    entropy: Floats
+    top_ids: Texts
+    top_logprobs: Texts
+
+
+class _Likelihoods(NamedTuple):
+    """Of one step's tokens; NaN or None where nobody asked."""
+
+    logprob: Floats
+    rank: Floats
+    entropy: Floats
+    top_ids: Texts
+    top_logprobs: Texts
+
+
+def read_picks(facts: Facts) -> Picks:
+    """The tokens of all steps that were committed."""
+    done = [(step, step.committed) for step in facts.steps if step.committed is not None]
+    if not done:
+        times, texts = np.empty(0, np.float64), np.empty(0, np.object_)
+        return Picks(NONE, NONE, NONE, NONE, times, times, times, times, texts, texts)
+    sizes = [len(event.token_ids) for _, event in done]
+    asked = np.array([request.logprobs for request in facts.requests], np.int64)
+    found = [_likelihoods(event, asked[step.takers], step.planned.plan.logprobs) for step, event in done]
+    return Picks(
+        np.concatenate([step.takers for step, _ in done]),
+        np.repeat([step.planned.plan.index for step, _ in done], sizes),
+        np.concatenate([event.token_ids for _, event in done]).astype(np.int64),
+        np.concatenate([event.positions for _, event in done]).astype(np.int64),
+        np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
+        *(np.concatenate(columns) for columns in zip(*found, strict=True)),
+    )
+
+
+def _likelihoods(event: StepCommitted, asked: Longs, watched: int) -> _Likelihoods:
+    """`asked`: top logprobs that the takers' requests asked for; `watched`: that an observer did, 0: none."""
+    columns, size = event.result.logprobs, len(event.taken)
+    found = _Likelihoods(
+        np.full(size, NAN), np.full(size, NAN), np.full(size, NAN),
+        np.full(size, None, np.object_), np.full(size, None, np.object_),
+    )  # fmt: skip
+    if columns is None:
+        return found
+    tops = np.minimum(np.maximum(asked, watched) if watched else asked, columns.top_ids.shape[1])
+    lines = np.flatnonzero(tops > NO_LOGPROBS)
+    taken = event.taken[lines]
+    found.logprob[lines], found.rank[lines] = columns.sampled[taken], columns.ranks[taken]
+    found.entropy[lines] = columns.entropies[taken]
+    ids, logprobs = columns.top_ids[taken].tolist(), columns.top_logprobs[taken].tolist()
+    for line, top_ids, top_logprobs in zip(lines.tolist(), ids, logprobs, strict=True):
+        found.top_ids[line] = json.dumps(top_ids[: tops[line]])
+        found.top_logprobs[line] = json.dumps(
+            [None if value == -np.inf else value for value in top_logprobs[: tops[line]]]
+        )
+    return found
+
+
+def token_table(facts: Facts, picks: Picks, decode: Decode | None) -> Table:
+    """A line a token."""
+    prompts = np.array([len(r.prompt_token_ids) for r in facts.requests], np.int64)
+    texts = {token_id: text_of([token_id], decode) for token_id in np.unique(picks.token_id).tolist()}
+    size = len(picks.request)
+    return complete(
+        "tokens",
+        {
+            "request_id": facts.names()[picks.request],
+            "index": picks.position - prompts[picks.request],
+            "position": picks.position,
+            "step": picks.step,
+            "at_s": picks.at - facts.began,
+            "token_id": picks.token_id,
+            "text": [texts[token_id] for token_id in picks.token_id.tolist()],
+            "drafted": np.zeros(size, np.bool_),
+            "accepted": np.zeros(size, np.bool_),
+            "masked": np.full(size, NAN),
+            "logprob": picks.logprob,
+            "rank": picks.rank,
+            "entropy": picks.entropy,
+            "top_ids": picks.top_ids,
+            "top_logprobs": picks.top_logprobs,
+        },
+    )
+
+
+def output_texts(picks: Picks, size: int, decode: Decode | None) -> list[str | None]:
+    """What each of `size` requests generated."""
+    order = np.argsort(picks.request, kind="stable")
+    bounds = np.searchsorted(picks.request[order], np.arange(1, size)) if size else NONE
+    groups = np.split(picks.token_id[order], bounds) if size else []
+    return [text_of(group.tolist(), decode) for group in groups]
+
+
+def text_of(token_ids: list[int], decode: Decode | None) -> str | None:
+    """Their text, where there is a tokenizer."""
+    return None if decode is None else decode(token_ids)
