@@ -1,4 +1,4 @@
-"""Computes plans on a GPU with the project's kernels: decodes by graph, everything else launched one by one.
+"""Computes plans on a GPU with the project's kernels: decodes by graph, everything else launch by launch.
 
 A launch queues a step and returns; its tokens stay on the device, where the next step finds them, and travel
 to the host by themselves. Knows rows and plans; nothing of requests or schedules.
@@ -72,10 +72,9 @@ class KernelRunner:
         batch: DeviceBatch,
         staging: Staging,
         mode: LogprobsMode,
-        graphs: DecodeGraphs | None,
+        graphs: DecodeGraphs,
         clock: Clock,
     ) -> None:
-        """`graphs`: None launches everything one by one."""
         self._step = step
         self._batch = batch
         self._staging = staging
@@ -110,24 +109,24 @@ class KernelRunner:
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1
         shared = self._batch.shared_blocks(plan) if decodes else 0
-        size = self._graphs.size_for(lines) if self._graphs and decodes else None
-        self._staging.send(plan, size or lines, shared)
-        if not fits(plan, size or lines):
+        size = self._graphs.size_for(lines) if decodes else lines
+        self._staging.send(plan, size, shared)
+        if not fits(plan, size):
             self._batch.grow(plan.grown)
-        if size is not None and self._graphs is not None:
+        if decodes:
             forward, draw = self._graphs.pair(size, shared > 0)
             forward.replay()
         else:
             bounds = Bounds(int(plan.counts.max()), int((plan.starts + plan.counts).max()))
-            self._step.forward(lines, plan.num_tokens, sampling, bounds, shared > 0)
+            self._step.forward(lines, plan.num_tokens, sampling, bounds, sharing=False)
         if not sampling:
             return None
         rows = plan.rows[plan.samples].tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
-        if size is not None and not asking and not plan.logprobs:
+        if decodes and not asking and not plan.logprobs:
             draw.replay()
             return None
-        return self._draw(size or lines, sampling, asking, plan.logprobs)
+        return self._draw(size, sampling, asking, plan.logprobs)
 
     def _draw(
         self, lines: int, sampling: int, asking: list[tuple[int, int]], logprobs: int
