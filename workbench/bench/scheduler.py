@@ -7,6 +7,7 @@ spread the block boundaries over the steps, so that every step hashes, takes and
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
 from workbench.engine.books import Limits
 from workbench.engine.clock import wall_clock
-from workbench.engine.events import Emitter
+from workbench.engine.events import Emitter, Observer
 from workbench.engine.policies import FirstComeFirstServed
 from workbench.engine.request import Request, Times
 from workbench.engine.result import StepResult
@@ -41,7 +42,10 @@ class StepCost(NamedTuple):
 
 
 def measure(
-    running: tuple[int, ...] = (1, 64, 256, 1024), steps: int = 320, algorithm: HashAlgorithm = "sha256"
+    running: tuple[int, ...] = (1, 64, 256, 1024),
+    steps: int = 320,
+    algorithm: HashAlgorithm = "sha256",
+    observers: Sequence[Observer] = (),
 ) -> list[StepCost]:
     """Mean cost of a steady decode step, in microseconds, at each number of running requests.
 
@@ -49,7 +53,7 @@ def measure(
     moment in which another program had the core does not. The percentiles are over all steps.
     """
     whole = -(-steps // ROUND) * ROUND
-    return [_measure_steps(count, whole, algorithm) for count in running]
+    return [_measure_steps(count, whole, algorithm, observers) for count in running]
 
 
 def measure_add(tokens: int = 512, count: int = 512) -> float:
@@ -88,11 +92,14 @@ def measure_admission(tokens: int = 512, count: int = 512) -> float:
     return (time.perf_counter() - began) / count * 1e6
 
 
-def _scheduler(rows: int, algorithm: HashAlgorithm) -> Scheduler:
+def _scheduler(rows: int, algorithm: HashAlgorithm, observers: Sequence[Observer] = ()) -> Scheduler:
     pool = BlockPool(rows * MAX_LENGTH // BLOCK_SIZE)
     cache = CacheManager(pool, [KVGroup((0,))], BLOCK_SIZE, hash_function(algorithm), caching=True)
     limits = Limits(budget=16_384, max_rows=rows, max_length=MAX_LENGTH)
-    return Scheduler(limits, cache, FirstComeFirstServed(), wall_clock, Emitter())
+    emit = Emitter()
+    for observer in observers:
+        emit.add(observer)
+    return Scheduler(limits, cache, FirstComeFirstServed(), wall_clock, emit)
 
 
 def _request(scheduler: Scheduler, number: int, prompt: list[int], params: SamplingParams) -> Request:
@@ -112,9 +119,11 @@ def _answer(index: int, rows: np.ndarray, token_ids: np.ndarray) -> StepResult:
     return StepResult(index, rows, token_ids, None, 0.0, 0.0, 0.0)
 
 
-def _measure_steps(running: int, steps: int, algorithm: HashAlgorithm) -> StepCost:
+def _measure_steps(
+    running: int, steps: int, algorithm: HashAlgorithm, observers: Sequence[Observer]
+) -> StepCost:
     rng = np.random.default_rng(running)
-    scheduler = _scheduler(running, algorithm)
+    scheduler = _scheduler(running, algorithm, observers)
     params = SamplingParams(max_tokens=MAX_LENGTH)
     for number, length in enumerate(rng.integers(100, 612, running)):
         scheduler.add(_request(scheduler, number, rng.integers(0, VOCABULARY, length).tolist(), params))

@@ -18,7 +18,8 @@ from workbench.trace.schema import COLUMNS, SCHEMA, Table, Tables
 # Who got what is said first, for it is the decision; the sums over a step follow from it.
 _FIRST = ("step_requests", "blocks", "tokens")
 _APART = ("runs", "events", "requests")  # totals; the same once more; compared at the end
-_SAID = ("text", "prompt", "output", "detail", "key", "top")  # made from token ids, or holding floats
+# Made from token ids, or of what a model thought and nobody took.
+_SAID = ("text", "prompt", "output", "detail", "key", "top_ids", "top_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
