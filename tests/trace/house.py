@@ -49,6 +49,7 @@ class CountingRunner:
     def __init__(self, clock: TickingClock) -> None:
         self.clock = clock
         self.computed = 0
+        self.plans: list[StepPlan] = []
         self.fail_at: int | None = None
         self.reset()
 
@@ -59,6 +60,7 @@ class CountingRunner:
         if plan.index == self.fail_at:
             raise RuntimeError("injected")
         self.computed += plan.num_tokens
+        self.plans.append(plan)
         for row in plan.removed.tolist():
             del self.tokens[row]
         for added in plan.added:

@@ -89,40 +89,39 @@ class Journal:
 
     def taking(self, count: int, names: Sequence[str]) -> None:
         """The next `count` free blocks are about to be taken, by as many requests, or all by one."""
-        blocks = self._pool.next_free(count)
-        keys = [self._pool.key_of(block) for block in blocks]
-        evicted = [line for line, key in enumerate(keys) if key is not None]
-        if not evicted:
-            return
-        takers = names if len(names) == count else [names[0]] * count
-        self._write(
-            Change.EVICTED,
-            bytes([_group_of(keys[line]) for line in evicted]),
-            [blocks[line] for line in evicted],
-            None,
-            [takers[line] for line in evicted],
-            "taken",
-        )
+        key_of = self._pool.key_of
+        keyed = [
+            (block, key, names[line if len(names) == count else 0])
+            for line, block in enumerate(self._pool.next_free(count))
+            if (key := key_of(block)) is not None
+        ]
+        if keyed:
+            blocks, keys, takers = zip(*keyed, strict=True)
+            groups = bytes(map(_group_of, keys))
+            self._write(Change.EVICTED, groups, blocks, None, 0, keys, takers, "taken")
 
-    def reserved(self, group: int, first: int, blocks: Sequence[int], name: str) -> None:
-        """Blocks were taken for the places from `first` on of one request's table."""
-        count = len(blocks)
-        places = range(first, first + count)
-        self._write(Change.RESERVED, bytes((group,)) * count, blocks, places, [name] * count, "to be written")
-
-    def crossing(self, blocks: Sequence[int], places: Sequence[int], names: Sequence[str]) -> None:
-        """Blocks were taken, one each for many requests, in the first group."""
-        self._write(Change.RESERVED, bytes(len(blocks)), blocks, places, names, "to be written")
+    def reserved(
+        self, group: int, blocks: Sequence[int], places: Sequence[int], names: Sequence[str]
+    ) -> None:
+        """Blocks were taken for these places in the tables of these requests."""
+        groups = bytes((group,)) * len(blocks)
+        self._write(Change.RESERVED, groups, blocks, places, 1, None, names, "to be written")
 
     def reused(self, group: int, table: Sequence[int], name: str) -> None:
         """The blocks of a hit are held by now."""
         places = [place for place, block in enumerate(table) if block != NULL_BLOCK]
-        count, blocks = len(places), [table[place] for place in places]
-        self._write(Change.REUSED, bytes((group,)) * count, blocks, places, [name] * count, "prefix found")
+        self._write_as_is(Change.REUSED, group, [table[p] for p in places], places, name, "prefix found")
 
-    def cached(self, group: int, blocks: Sequence[int], places: Sequence[int], names: Sequence[str]) -> None:
-        """Blocks were made findable."""
-        self._write(Change.CACHED, bytes((group,)) * len(blocks), blocks, places, names, "full")
+    def cached(
+        self,
+        group: int,
+        blocks: Sequence[int],
+        places: Sequence[int],
+        keys: Sequence[bytes],
+        names: Sequence[str],
+    ) -> None:
+        """Blocks were made findable, each held by the request that wrote it."""
+        self._write(Change.CACHED, bytes((group,)) * len(blocks), blocks, places, 1, keys, names, "full")
 
     def released(self, group: int, table: Sequence[int], name: str, reason: str) -> None:
         """A whole table was given back, the tail before its head."""
@@ -133,14 +132,23 @@ class Journal:
         self, group: int, blocks: Sequence[int], places: Sequence[int], name: str, reason: str
     ) -> None:
         """Some blocks of one request's table were given back, in this order."""
-        count = len(blocks)
-        self._write(Change.RELEASED, bytes((group,)) * count, blocks, places, [name] * count, reason)
+        self._write_as_is(Change.RELEASED, group, blocks, places, name, reason)
 
     def withdrawing(self, keys: Iterable[bytes], reason: str) -> None:
         """Keys are about to be forgotten."""
         found = {key: block for key in keys if (block := self._pool.find(key)) is not None}
-        groups = bytes([_group_of(key) for key in found])
-        self._write(Change.WITHDRAWN, groups, list(found.values()), None, [""] * len(found), reason)
+        blocks, groups = list(found.values()), bytes(map(_group_of, found))
+        holders = [self._pool.references(block) for block in blocks]
+        self._write(Change.WITHDRAWN, groups, blocks, None, holders, list(found), [""] * len(blocks), reason)
+
+    def _write_as_is(
+        self, kind: Change, group: int, blocks: Sequence[int], places: Sequence[int], name: str, reason: str
+    ) -> None:
+        """One request's blocks, with the holders and keys they have now."""
+        pool, count = self._pool, len(blocks)
+        holders = [pool.references(block) for block in blocks]
+        keys = [pool.key_of(block) or NO_KEY for block in blocks]
+        self._write(kind, bytes((group,)) * count, blocks, places, holders, keys, [name] * count, reason)
 
     def _write(
         self,
@@ -148,22 +156,29 @@ class Journal:
         groups: bytes,
         blocks: Sequence[int],
         places: Sequence[int] | None,
+        holders: Sequence[int] | int,
+        keys: Sequence[bytes] | None,
         names: Sequence[str],
         reason: str,
     ) -> None:
-        """Lines of one kind; `places` in the tables of the requests, None where they are not known."""
-        pool, count = self._pool, len(blocks)
-        size, key_of, references = self._block_size, pool.key_of, pool.references
+        """Lines of one kind.
+
+        Args:
+            places: in the tables of the requests; None where they are not known.
+            holders: of each block, or of every one.
+            keys: None where there are none.
+        """
+        count, size = len(blocks), self._block_size
         self._kinds += bytes((kind,)) * count
         self._groups += groups
         self._blocks.extend(blocks)
         self._positions.extend([-1] * count if places is None else [place * size for place in places])
-        self._holders.extend([references(block) for block in blocks])
-        self._keys += b"".join([(key_of(block) or NO_KEY)[:KEY_BYTES] for block in blocks])
+        self._holders.extend([holders] * count if isinstance(holders, int) else holders)
+        self._keys += NO_KEY * count if keys is None else b"".join([key[:KEY_BYTES] for key in keys])
         self._names += names
         self._reasons += bytes((REASONS.index(reason),)) * count
 
 
-def _group_of(key: bytes | None) -> int:
+def _group_of(key: bytes) -> int:
     """Keys of the groups after the first end in the group's number, which makes their length odd."""
-    return key[-1] if key is not None and len(key) & 1 else 0
+    return key[-1] if len(key) & 1 else 0

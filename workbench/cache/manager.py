@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import NamedTuple, Protocol
 
 from workbench.cache.hashing import TOKEN_BYTES, HashFunction, extend_keys
@@ -185,8 +186,8 @@ class CacheManager:
         if self._journal is None or not count:
             return self.pool.take(count)
         self._journal.taking(count, [tables.name])
-        blocks = self.pool.take(count)
-        self._journal.reserved(group, len(tables.blocks[group]), blocks, tables.name)
+        blocks, first = self.pool.take(count), len(tables.blocks[group])
+        self._journal.reserved(group, blocks, range(first, first + count), [tables.name] * count)
         return blocks
 
     def _slide(self, tables: BlockTables, start: int) -> None:
@@ -226,8 +227,9 @@ class CacheManager:
                     new.append(key)
                     places.append(place)
             if self._journal is not None and places:
+                keys = [_group_key(tables.keys[place], index) for place in places]
                 blocks, names = [table[place] for place in places], [tables.name] * len(places)
-                self._journal.cached(index, blocks, places, names)
+                self._journal.cached(index, blocks, places, keys, names)
         tables.num_registered = full
         return new
 
@@ -255,21 +257,27 @@ class CacheManager:
                 if pool.register(each.blocks[0][-1], key):
                     keys.append(key)
         if self._journal is not None:
-            self._journal.taking(len(tables), [each.name for each in tables])
+            self._tell_crossing(self._journal, tables, keys)
         blocks = pool.take(len(tables))
         for each, block in zip(tables, blocks, strict=True):
             each.blocks[0].append(block)
-        if self._journal is not None:
-            self._tell_crossing(self._journal, tables, blocks)
         return blocks, keys
 
-    def _tell_crossing(self, journal: Journal, tables: Sequence[BlockTables], blocks: Sequence[int]) -> None:
-        """Each table has a new last block, and the one before it is full."""
-        if self.caching:
-            filled = [each for each in tables if self.pool.find(each.keys[-1]) == each.blocks[0][-2]]
-            places = [len(each.blocks[0]) - 2 for each in filled]
-            journal.cached(0, [each.blocks[0][-2] for each in filled], places, [each.name for each in filled])
-        journal.crossing(blocks, [len(each.blocks[0]) - 1 for each in tables], [each.name for each in tables])
+    def _tell_crossing(self, journal: Journal, tables: Sequence[BlockTables], keys: list[bytes]) -> None:
+        """Each table's last block is full, findable by now if its key is among `keys`; each gets another."""
+        count = len(tables)
+        names = [each.name for each in tables]
+        places = [len(each.blocks[0]) for each in tables]
+        if keys:
+            filled = [(each.blocks[0][-1], place - 1) for each, place in zip(tables, places, strict=True)]
+            owners = names
+            if len(keys) < count:  # other blocks stand under the other keys
+                mine = [self.pool.key_of(block) is not None for block, _ in filled]
+                filled, owners = list(compress(filled, mine)), list(compress(names, mine))
+            blocks, at = zip(*filled, strict=True)
+            journal.cached(0, blocks, at, keys, owners)
+        journal.taking(count, names)
+        journal.reserved(0, self.pool.next_free(count), places, names)
 
     def release(self, tables: BlockTables, reason: str = "released") -> None:
         """Give every block back. Keys stay known, so that the request finds its blocks if it comes back.
