@@ -15,7 +15,7 @@ import dataclasses
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from operator import attrgetter
 from types import ModuleType
@@ -110,8 +110,8 @@ class Encoder:
     """Writes events. What it wrote before matters, so a stream has one encoder."""
 
     def __init__(self) -> None:
-        self._fields: dict[type, _Fields] = {}
-        self._told: set[type] = set()  # types whose field names are written
+        self._fields: dict[type, _Fields] = {}  # of the types whose field names are written
+        self._dtypes: dict[np.dtype[Any], str] = {}
         self._names = _Names()
         self._body: list[bytes] = []
         self._write = json.JSONEncoder(separators=(",", ":")).encode
@@ -122,48 +122,52 @@ class Encoder:
         head = self._write(self._pack(event)).encode()
         return frame(head, b"".join(self._body))
 
+    # A steady step of one request is some forty values: what costs here is the calls, so the plain ones make
+    # none, and what is known of a type is looked up once.
+
     def _pack(self, value: Any) -> Any:
         kind = type(value)
-        if kind in _PLAIN:
-            return value
         if kind is np.ndarray:
             return self._array(value)
+        if kind in _PLAIN:
+            return value
         if kind is tuple:
-            return self._tuple(value)
-        if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
+            return self._tuple(value) if len(value) > 3 else {"t": self._all(value)}
+        if kind in self._fields or dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
             return self._record(value, kind)
         if kind is list:
-            return [self._pack(item) for item in value]
+            return self._all(value)
         if kind is dict:
             return {"d": [[self._pack(key), self._pack(item)] for key, item in value.items()]}
         return self._other(value)
 
+    def _all(self, values: Iterable[Any]) -> list[Any]:
+        pack = self._pack
+        return [value if type(value) in _PLAIN else pack(value) for value in values]
+
     def _array(self, value: np.ndarray[Any, Any]) -> dict[str, Any]:
-        if value.dtype.hasobject:
-            return {"o": self._pack(value.tolist())}
+        name = self._dtypes.get(value.dtype)
+        if name is None:
+            if value.dtype.hasobject:
+                return {"o": self._pack(value.tolist())}
+            name = self._dtypes[value.dtype] = value.dtype.str
         self._body.append(value.tobytes())
-        return {"a": [value.dtype.str, *value.shape]}
+        return {"a": [name, *value.shape]}
 
     def _tuple(self, value: tuple[Any, ...]) -> dict[str, Any]:
-        if len(value) < 4:
-            return {"t": [self._pack(item) for item in value]}
         if (slot := self._names.find(value)) is not None:
             return {"=": slot}
         if set(map(type, value)) == {str}:
             self._names.keep(value)
             return {"t": value}
-        return {"t": [self._pack(item) for item in value]}
+        return {"t": self._all(value)}
 
     def _record(self, value: Any, kind: type) -> dict[str, Any]:
         fields = self._fields.get(kind)
-        if fields is None:
-            fields = self._fields[kind] = _fields_of(kind)
-        pack = self._pack
-        packed: dict[str, Any] = {"@": kind.__name__, "v": [pack(item) for item in fields.read(value)]}
-        if kind not in self._told:
-            self._told.add(kind)
-            packed["f"] = fields.names
-        return packed
+        if fields is not None:
+            return {"@": kind.__name__, "v": self._all(fields.read(value))}
+        fields = self._fields[kind] = _fields_of(kind)
+        return {"@": kind.__name__, "f": fields.names, "v": self._all(fields.read(value))}
 
     def _other(self, value: Any) -> Any:
         if isinstance(value, Enum):
