@@ -1,6 +1,7 @@
 """What the engine decided, as past-tense facts: one event a decision, never one a token or a block.
 
 Events are built only while somebody observes. They are plain data; `at` is the engine's clock in seconds.
+A capability that decides something new adds its class here and to `Event`.
 """
 
 from __future__ import annotations
