@@ -99,7 +99,7 @@ def attend(
     Args:
         query: [T, heads, head_dim], contiguous; rows beyond begins[R] are padding.
         cache: [2, kv_heads, num_blocks, block_size, head_dim], contiguous, dtype of query; keys, then values;
-            block_size a power of two. Block 0 may hold anything.
+            of any block_size. Block 0 may hold anything.
         ragged: the batch. Padding requests, of no queries, come last. With `shared`, no query stands at a
             position within the shared blocks, and the first request's table names them.
         scale: of the products of queries and keys.

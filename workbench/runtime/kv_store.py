@@ -29,7 +29,9 @@ def bytes_per_block(spec: ModelSpec, groups: Sequence[KVGroup], block_size: int,
 
 
 class KVStore:
-    """Per layer [2, kv_heads, 1 + num_blocks, block_size, head_dim]; block 0 is the null block, all zeros.
+    """Per layer [2, kv_heads, 1 + num_blocks, block_size, head_dim]; block 0 is the null block.
+
+    It starts as zeros; a step's padding may be written to it, and nothing reads it as a visible key.
 
     Groups share block numbers and memory: the i-th layers of all groups use the i-th tensor.
     """
