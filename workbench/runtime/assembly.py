@@ -25,41 +25,28 @@ def make_runner(
     eager: bool,
 ) -> Runner:
     """What computes plans on the model's device. `eager`: no graphs."""
+    rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
+    layouts = store.layouts(model.spec, groups)
     if not backend.has_kernels(model.device):
         from workbench.runtime.batch import Batch
         from workbench.runtime.runner import TorchRunner
 
-        layouts = store.layouts(model.spec, groups)
-        batch = Batch(config.max_num_seqs, config.max_model_len, layouts, model.device)
+        batch = Batch(rows, config.max_model_len, layouts, model.device)
         return TorchRunner(model, groups, store, batch, Sampler(mode), clock)
-    return _kernel_runner(model, groups, store, config, mode, clock, eager)
-
-
-def _kernel_runner(
-    model: Decoder,
-    groups: tuple[KVGroup, ...],
-    store: KVStore,
-    config: EngineConfig,
-    mode: LogprobsMode,
-    clock: Clock,
-    eager: bool,
-) -> Runner:
     from workbench.runtime import graphs as captured
     from workbench.runtime.device_batch import DeviceBatch
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
     from workbench.runtime.kernel_step import KernelStep
     from workbench.runtime.step_arrays import Staging
 
-    rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
-    layouts = store.layouts(model.spec, groups)
-    batch = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, model.device)
+    on_device = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, model.device)
     staging = Staging(rows, len(groups), model.device, IN_FLIGHT)
-    step = KernelStep(model, groups, store, batch, staging.memory, max(tokens, rows))
+    step = KernelStep(model, groups, store, on_device, staging.memory, max(tokens, rows))
     record = captured.recorder_for(model.device, eager)
     graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record)
     with torch.inference_mode():
         graphs.capture()
-    return KernelRunner(step, batch, staging, mode, graphs, clock)
+    return KernelRunner(step, on_device, staging, mode, graphs, clock)
 
 
 def scratch_bytes(
