@@ -25,7 +25,6 @@ from workbench.kernels.launch import early
 LOG2_E = 1.4426950408889634
 MERGED = 4096  # numbers a warp merges at once: 128 registers a thread
 PART_ROWS = 65536  # room for parts at the least; 32 MiB for a head of 128
-NO_LIMIT = 2**30
 WINDOW_SLACK = 128  # a tile's first key lies up to a step before the window of its first query
 
 
@@ -104,7 +103,8 @@ def attend(
             position within the shared blocks, and the first request's table names them.
         scale: of the products of queries and keys.
         window: keys a query sees; None: all before it. With a window nothing is shared.
-        max_count: upper bound of the queries a request has.
+        max_count: upper bound of the queries a request has; one that has more is left to others, and its
+            rows of `out` with it.
         max_length: upper bound of start + count.
         space: from `make_space`; its contents are nobody's between launches, its counters zero.
         out: [T, heads * head_dim], contiguous, dtype of query; rows of padding are left as they are.
@@ -198,7 +198,10 @@ def _attend_requests(batch: _Batch, most: int, common: _Common | None, mixed: bo
     slot_rows = tile_rows if mixed else batch.query.shape[0] * batch.query.shape[1]
     room = _room(batch, slot_rows, requests) - (common.split.pieces if common else 0)
     split = tiling.few_split(batch.shape, requests, batch.max_length, room)
-    _launch(batch, tile, split, requests, slot_rows, common, LOW=0, HIGH=most, BLOCK_R=0, BY_TOKEN=not mixed)
+    _launch(
+        batch, tile, split, requests, slot_rows, common, 0, most,
+        BLOCK_R=0, BY_TOKEN=not mixed, FOLD=mixed, SPLIT=mixed or split.pieces > 1,
+    )  # fmt: skip
 
 
 def _attend_tiles(batch: _Batch, least: int, most: int) -> None:
@@ -208,27 +211,37 @@ def _attend_tiles(batch: _Batch, least: int, most: int) -> None:
     tiles = batch.query.shape[0] // tile.queries + requests
     slot_rows = tiles * batch.shape.kv_heads * tile.queries * batch.shape.group
     split = tiling.many_split(batch.shape, tiles, batch.max_length, _room(batch, slot_rows, tiles))
+    # For the largest batch there is, not for this one: mixed batches of any size run the same code.
+    most_requests = power_of_two(max(requests, batch.ragged.tables.shape[0]))
     _launch(
-        batch, tile, split, tiles, slot_rows, None,
-        LOW=least, HIGH=NO_LIMIT, BLOCK_R=power_of_two(requests), BY_TOKEN=False,
+        batch, tile, split, tiles, slot_rows, None, least, most,
+        BLOCK_R=most_requests, BY_TOKEN=False, FOLD=True, SPLIT=split.pieces > 1,
     )  # fmt: skip
 
 
 def _launch(
-    batch: _Batch, tile: Tile, split: Split, tiles: int, slot_rows: int, common: _Common | None, **flags: int
+    batch: _Batch,
+    tile: Tile,
+    split: Split,
+    tiles: int,
+    slot_rows: int,
+    common: _Common | None,
+    low: int,
+    high: int,
+    **flags: int,
 ) -> None:
+    """Requests of more than `low` queries and no more than `high`. FOLD: parts are merged slot by slot."""
     ragged, space, constants = batch.ragged, batch.space, batch.constants
     shared = common or _Common(Split(0, 1), 0)
-    slots = power_of_two(split.pieces + shared.split.pieces)
+    slots = 1 if flags["FOLD"] else power_of_two(split.pieces + shared.split.pieces)
     at_once = MERGED * tile.warps // constants["BLOCK_D"]  # rows, of one slot or of all
-    few = at_once // slots if flags["BLOCK_R"] == 0 else at_once // 2
+    few = at_once // (2 if flags["FOLD"] else slots)
     _attend[(batch.shape.kv_heads, tiles, split.pieces)](
         batch.query, batch.cache[0], batch.cache[1], batch.out, ragged.rows, ragged.starts, ragged.begins,
         ragged.tables, ragged.rows if ragged.shared is None else ragged.shared,
         space.parts, space.tops, space.totals, space.counters, batch.scale, ragged.rows.shape[0],
-        ragged.tables.shape[1], batch.cache.stride(1), *split, slot_rows, *shared.split,
-        SLOTS=slots, FEW=max(1, min(tile.rows, few)),
-        SPLIT=split.pieces > 1, SHARED_N=shared.keys, WINDOW=batch.window,
+        ragged.tables.shape[1], batch.cache.stride(1), *split, slot_rows, *shared.split, low, high,
+        SLOTS=slots, FEW=max(1, min(tile.rows, few)), SHARED_N=shared.keys, WINDOW=batch.window,
         TWO_WALKS=tile.rows > 64 and not batch.window,
         BLOCK_M=tile.rows, QUERIES=tile.queries, BLOCK_N=tile.keys, num_warps=tile.warps,
         num_stages=tile.stages, **constants, **flags,

@@ -47,7 +47,7 @@ def _cut(lo, hi, piece, pieces, least, BLOCK_N: tl.constexpr):
 
 
 # what changes with the size of a batch; code compiled for its divisors would be compiled many times over
-SIZES = ("requests", "pieces", "least", "slot_rows", "shared_pieces", "shared_least")
+SIZES = ("requests", "pieces", "least", "slot_rows", "shared_pieces", "shared_least", "low", "high")
 
 
 @triton.jit(do_not_specialize=SIZES[:4])
@@ -87,14 +87,14 @@ def _attend_shared(
 @triton.jit(do_not_specialize=SIZES)
 def _attend(
     query, keys, values, out, rows, starts, begins, tables, shared, parts, tops, totals, counters,
-    scale, requests, table_width, plane, pieces, least, slot_rows, shared_pieces, shared_least,
-    LOW: tl.constexpr, HIGH: tl.constexpr, BLOCK_R: tl.constexpr, SLOTS: tl.constexpr, FEW: tl.constexpr,
+    scale, requests, table_width, plane, pieces, least, slot_rows, shared_pieces, shared_least, low, high,
+    BLOCK_R: tl.constexpr, SLOTS: tl.constexpr, FEW: tl.constexpr, FOLD: tl.constexpr,
     SPLIT: tl.constexpr, SHARED_N: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
     TWO_WALKS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One tile of a request with LOW < count <= HIGH over one piece of its context."""
+    """One tile of a request with low < count <= high over one piece of its context."""
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
@@ -109,7 +109,7 @@ def _attend(
     start = tl.load(starts + r) + first  # of the tile from here on
     row = tl.load(rows + r)
     lo = tl.load(shared) * BLOCK_SIZE if SHARED_N > 0 else 0
-    if (count <= LOW) | (count > HIGH) | (first >= count):
+    if (count <= low) | (count > high) | (first >= count):
         return
     count = tl.minimum(count - first, QUERIES)
     common = 0
@@ -143,5 +143,5 @@ def _attend(
         if _arrive(counters + place, own, SPLIT):
             _merge(
                 parts, tops, totals, out, base, base_step, corner, step, count * GROUP,
-                own, shared_pieces, common, slot_rows, BLOCK_R > 0, SLOTS, FEW, GROUP, D, BLOCK_D,
+                own, shared_pieces, common, slot_rows, FOLD, SLOTS, FEW, GROUP, D, BLOCK_D,
             )  # fmt: skip

@@ -129,7 +129,7 @@ def _load(places, mask, EVEN: tl.constexpr):
         return tl.load(places, mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _vector(
     x, weight, bias, residual, norm, y, total, num_rows, n_out, n_in, eps,
     T: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr,
@@ -192,7 +192,7 @@ def _fetch(weight, rows, n_in, LINES: tl.constexpr):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _tile(
     x, weight, bias, y, num_rows, n_out, n_in,
     M: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, DEPTH: tl.constexpr, CHUNKS: tl.constexpr,

@@ -16,7 +16,7 @@ from workbench.kernels.launch import early
 def _qk_rotary_write(
     qkv, positions, cos_sin, cache, slots, q_norm, k_norm, q, plane, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
-    NORM: tl.constexpr, EARLY: tl.constexpr,
+    NORM: tl.constexpr, KEEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     # heads of a token: [0, HEADS) q, [HEADS, HEADS + KV_HEADS) k, the rest v
     token = tl.program_id(0).to(tl.int64)
@@ -56,6 +56,11 @@ def _qk_rotary_write(
     kv_at = cache + (head - HEADS).to(tl.int64)[:, None] * plane + slot * DIM + i[None, :]
     tl.store(kv_at, turned.to(cache.dtype.element_ty), mask=inside & ~is_q)
     tl.store(kv_at + DIM // 2, second_turned.to(cache.dtype.element_ty), mask=inside & ~is_q)
+    if KEEP:
+        # where they came from, which nobody but this program reads
+        is_k = ~is_q & ~is_v
+        tl.store(qkv + at, turned, mask=inside & is_k)
+        tl.store(qkv + at + DIM // 2, second_turned, mask=inside & is_k)
 
 
 def qk_rotary_write(
@@ -71,6 +76,7 @@ def qk_rotary_write(
     k_norm: Tensor | None = None,
     eps: float = 1e-6,
     out: Tensor | None = None,
+    keep: bool = False,
 ) -> Tensor:
     """q normed and turned; k, the same, and v written into `cache`, in place.
 
@@ -87,6 +93,7 @@ def qk_rotary_write(
         k_norm: [head_dim], the same for k; both or neither.
         eps: of the norms.
         out: [T, num_heads, head_dim]; where to write q.
+        keep: also leave k, normed and turned, in its place in qkv.
 
     Returns:
         [T, num_heads, head_dim], dtype of qkv.
@@ -99,7 +106,7 @@ def qk_rotary_write(
         qkv, positions, cos_sin, cache, slots,
         qkv if q_norm is None else q_norm, qkv if k_norm is None else k_norm, out, cache.stride(1), eps,
         HEADS=num_heads, KV_HEADS=num_kv_heads, DIM=head_dim, HALF=half, BLOCK=block,
-        NORM=q_norm is not None, num_warps=4, **early(qkv.device),
+        NORM=q_norm is not None, KEEP=keep, num_warps=4, **early(qkv.device),
     )  # fmt: skip
     return out
 

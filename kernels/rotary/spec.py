@@ -28,6 +28,7 @@ class Shape(NamedTuple):
     dim: int
     norm: bool
     block_size: int = 16
+    keep: bool = False
 
     @property
     def num_blocks(self) -> int:
@@ -40,13 +41,14 @@ SMALL = [
     Shape(3, 3, 1, 80, False, 8),
     Shape(7, 2, 2, 96, True, 32),
     Shape(2, 4, 1, 256, False),
+    Shape(5, 4, 2, 64, True, keep=True),
 ]
 LARGE = [Shape(tokens, 16, 8, 128, True) for tokens in (1, 256, 1024, 8192)]
 LARGE += [Shape(tokens, 32, 8, 128, False) for tokens in (1, 256, 8192)]
 
 
 def _make(shape: Shape, dtype: torch.dtype) -> Callable[[torch.Generator, torch.device], Inputs]:
-    tokens, heads, kv_heads, dim, norm, block_size = shape
+    tokens, heads, kv_heads, dim, norm, block_size, keep = shape
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         def draw(*sizes: int) -> Tensor:
@@ -65,29 +67,36 @@ def _make(shape: Shape, dtype: torch.dtype) -> Callable[[torch.Generator, torch.
             "head_dim": dim,
             "q_norm": 1 + 0.1 * draw(dim) if norm else None,
             "k_norm": 1 + 0.1 * draw(dim) if norm else None,
+            "keep": keep,
         }
 
     return make
 
 
 def _case(shape: Shape, dtype: torch.dtype, timed: bool) -> Case:
-    tokens, heads, kv_heads, dim, norm, _ = shape
-    name = f"{tokens}x{heads}/{kv_heads}x{dim}{'-norm' if norm else ''}-{str(dtype).removeprefix('torch.')}"
+    tokens, heads, kv_heads, dim, norm, _, keep = shape
+    flags = ("-norm" if norm else "") + ("-keep" if keep else "")
+    name = f"{tokens}x{heads}/{kv_heads}x{dim}{flags}-{str(dtype).removeprefix('torch.')}"
     numbers = tokens * (heads + 2 * kv_heads) * dim
     moved = 2 * numbers * dtype.itemsize + tokens * (dim * 4 + 16)  # a line of cos_sin, position and slot
     return Case(name, _make(shape, dtype), moved, 10 * numbers, timed, dtype)
 
 
 def _kernel(**inputs: Any) -> Outputs:
-    return (kernel.qk_rotary_write(**inputs), inputs["cache"])
+    found = (kernel.qk_rotary_write(**inputs), inputs["cache"])
+    return (*found, inputs["qkv"]) if inputs["keep"] else found
 
 
-def _reference(cache: Tensor, slots: Tensor, **inputs: Any) -> Outputs:
+def _reference(cache: Tensor, slots: Tensor, keep: bool, **inputs: Any) -> Outputs:
     q, k, v = reference.qk_rotary(**inputs)
     _, kv_heads, num_blocks, block_size, _ = cache.shape
     layout = Layout(inputs["num_heads"], kv_heads, num_blocks, block_size, None)
     write_kv(cache, make_places(slots, layout), k, v)
-    return q, cache
+    if not keep:
+        return q, cache
+    heads = inputs["num_heads"]
+    inputs["qkv"].view(len(q), -1, inputs["head_dim"])[:, heads : heads + kv_heads] = k
+    return q, cache, inputs["qkv"]
 
 
 CASES = (

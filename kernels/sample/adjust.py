@@ -115,7 +115,14 @@ def shape_rows(
     return out
 
 
-@triton.jit
+# Columns of the rows that ask, cut from one table: their alignment follows from the number of rows.
+_COLUMNS = (
+    "positions", "slots", "count_slots", "offset_slots", "repetition", "frequency", "presence", "stops",
+    "stops_until",
+)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["num_stops"], do_not_specialize_on_alignment=_COLUMNS)
 def _adjust(
     logits,
     stride,
@@ -164,7 +171,7 @@ def _adjust(
             tl.store(values + slot * vocab + ids, x, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _count(counts, vocab, slots, ids, rows, BLOCK: tl.constexpr):
     line = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots + line, mask=line < rows, other=-1).to(tl.int64)
@@ -172,7 +179,7 @@ def _count(counts, vocab, slots, ids, rows, BLOCK: tl.constexpr):
     tl.atomic_add(counts + slot * vocab + token, 1, mask=slot >= 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "rows", "prompts", "lengths"])
 def _start_counts(
     counts,
     vocab,
@@ -195,7 +202,7 @@ def _start_counts(
     tl.atomic_add(spot, 1, mask=known & (in_prompt == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "temperature", "lines"])
 def _shape_rows(
     logits,
     stride,

@@ -133,7 +133,11 @@ def split(rows: int, vocab: int) -> tuple[int, int]:
     return -(-vocab // span), span
 
 
-@triton.jit
+# Lines of one table each, whose alignment follows from the number of rows: not worth code of its own.
+OPTIONS = ("slots", "temperature", "top_k", "top_p", "min_p", "seeds", "positions")
+
+
+@triton.jit(do_not_specialize_on_alignment=OPTIONS)
 def _scan(
     logits,
     stride,
@@ -258,7 +262,7 @@ def _group_maxima(
     return top, tl.sum(mass * tl.exp2(most * scale - base), 0)
 
 
-@triton.jit(do_not_specialize=["num_parts"])
+@triton.jit(do_not_specialize=["num_parts"], do_not_specialize_on_alignment=OPTIONS)
 def _finish(
     logits,
     stride,

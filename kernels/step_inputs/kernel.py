@@ -76,7 +76,9 @@ def apply_growth(tables: tuple[Tensor, ...], rows: Tensor, places: Tensor, block
     )
 
 
-@triton.jit
+# What changes from step to step: code compiled for its divisors, or for where a field of a packed array lies,
+# would be compiled many times over, in the middle of serving.
+@triton.jit(do_not_specialize=["num_requests", "num_tokens"])
 def _lay_out(
     rows,
     starts,
@@ -121,7 +123,7 @@ def _lay_out(
         tl.store(slots[group] + place, slot, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _append(tokens, tokens_stride, rows, lengths, ids, count, BLOCK: tl.constexpr):
     line = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows + line, mask=line < count, other=-1).to(tl.int64)
@@ -131,7 +133,9 @@ def _append(tokens, tokens_stride, rows, lengths, ids, count, BLOCK: tl.constexp
     tl.store(tokens + row * tokens_stride + length, token.to(tl.int32), mask=kept)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["stride", "count"], do_not_specialize_on_alignment=["rows", "places", "blocks"]
+)
 def _apply_growth(tables, table_stride, rows, places, blocks, stride, count, BLOCK: tl.constexpr):
     line = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     for group in tl.static_range(len(tables)):

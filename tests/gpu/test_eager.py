@@ -1,4 +1,4 @@
-"""On a GPU, in plain torch: the embedded model's tokens are transformers', however they are scheduled."""
+"""On a GPU without Triton, in plain torch: the embedded model's tokens are transformers'."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from workbench import LLM, SamplingParams
+from workbench.models import backend
 from workbench.models.zoo import registry
 
 pytestmark = pytest.mark.gpu
@@ -19,6 +20,11 @@ PROMPTS = [
     "The owl",
 ]
 COUNT = 48
+
+
+@pytest.fixture(autouse=True)
+def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "has_kernels", lambda device: False)
 
 
 @pytest.fixture(scope="module")

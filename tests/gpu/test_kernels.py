@@ -9,14 +9,8 @@ import torch
 
 from tests.gpu.test_eager import COUNT, PROMPTS, expected  # noqa: F401 - a fixture
 from workbench import LLM, SamplingParams
-from workbench.models import backend
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _kernels_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "KERNELS_ON", True)
 
 
 def greedy(count: int = COUNT) -> SamplingParams:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workbench.runtime.graphs import DecodeGraphs, ladder, recorder_for
+from workbench.runtime.graphs import Again, DecodeGraphs, ladder, recorder_for
 from workbench.runtime.kernel_attention import Bounds
 
 
@@ -24,11 +24,12 @@ class Step:
 
 def test_without_graphs_a_batch_is_computed_as_the_graph_that_would_serve_it_computes_it() -> None:
     step = Step()
-    graphs = DecodeGraphs(step, 16, 96, recorder_for(torch.device("cuda"), eager=True))  # type: ignore[arg-type]
+    record = recorder_for(torch.device("cuda"), eager=True)
+    graphs = DecodeGraphs(step, 16, 96, record, sharing_rows=3)  # type: ignore[arg-type]
     graphs.capture()
     assert step.asked == [], "nothing is launched before there is a batch"
     for _ in range(2):
-        pair = graphs.pair(graphs.size_for(5), sharing=True)
+        pair = graphs.pair(graphs.size_for(5, sharing=True), sharing=True)
         pair.forward.replay()
         pair.draw.replay()
     assert step.asked == [("forward", 6, 6, 6, Bounds(1, 96), True), ("draw", 6, 6)] * 2
@@ -39,7 +40,21 @@ def test_every_batch_has_a_size_and_little_padding(most: int) -> None:
     sizes = ladder(most)
     assert sizes == sorted(set(sizes))
     assert sizes[-1] == most
-    graphs = DecodeGraphs(Step(), most, 96, recorder_for(torch.device("cpu"), eager=False))  # type: ignore[arg-type]
+    record = recorder_for(torch.device("cpu"), eager=False)
+    graphs = DecodeGraphs(Step(), most, 96, record, sharing_rows=8)  # type: ignore[arg-type]
     for lines in range(1, most + 1):
-        size = graphs.size_for(lines)
-        assert lines <= size <= max(lines + 7, lines * 1.2)
+        assert lines <= graphs.size_for(lines, sharing=False) <= max(lines + 7, lines * 1.2)
+        if lines >= 8:
+            assert lines <= graphs.size_for(lines, sharing=True) <= max(lines + 15, lines * 1.7)
+
+
+def test_a_draw_is_recorded_once_for_graphs_that_share_a_prefix_and_those_that_do_not() -> None:
+    recorded = []
+
+    def record(action):  # type: ignore[no-untyped-def]
+        recorded.append(action)
+        return Again(action)
+
+    graphs = DecodeGraphs(Step(), 16, 96, record, sharing_rows=8)  # type: ignore[arg-type]
+    graphs.capture()
+    assert len(recorded) == 2 * len(ladder(16)) + len([8, 12, 16])

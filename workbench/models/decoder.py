@@ -76,6 +76,7 @@ class Decoder:
         attend: Attend,
         embeddings: Tensor | None = None,
         tap: Tap | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Hidden states behind the final norm.
 
@@ -87,9 +88,11 @@ class Decoder:
             embeddings: [T, hidden]; what enters layer 0 in place of the embeddings of token_ids.
             tap: sees, and may replace, "embed", "layers.N.attention" and "layers.N.mlp" (what each adds to
                 the residual stream) and "norm", all [T, hidden]; what it is given is not to be written to.
+            wanted: [m] int64, device; tokens whose hidden states are asked for. Behind the last attention
+                nothing is computed for the others: of a prompt, the last layer costs its keys and values.
 
         Returns:
-            [T, hidden], model dtype.
+            [T, hidden], or [m, hidden] of the tokens wanted; model dtype.
         """
         eps, operations = self.spec.rms_norm_eps, self.operations
         hidden = F.embedding(token_ids, self.embedding) if embeddings is None else embeddings
@@ -98,7 +101,10 @@ class Decoder:
         residual: Tensor | None = None  # the stream, without what `hidden` is about to add to it
         for number, layer in enumerate(self.layers):
             qkv, residual = operations.project(hidden, residual, layer.input_norm, eps, layer.qkv)
-            hidden = layer.o(attend(number, qkv, layer.q_norm, layer.k_norm))
+            mixed = attend(number, qkv, layer.q_norm, layer.k_norm)
+            if wanted is not None and layer is self.layers[-1]:
+                mixed, residual = mixed[wanted], residual[wanted]
+            hidden = layer.o(mixed)
             if tap:
                 hidden = tap(f"layers.{number}.attention", hidden)
             act, residual = operations.project_gated(hidden, residual, layer.post_norm, eps, layer.gate_up)

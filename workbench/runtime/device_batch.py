@@ -111,9 +111,14 @@ class DeviceBatch:
         floats, longs = self._floats.index_select(1, rows), self._longs.index_select(1, rows)
         return Options(floats[0], longs[0], floats[1], floats[2], longs[1], lengths)
 
+    @property
+    def can_share(self) -> bool:
+        """Whether a common beginning is ever read apart: where every layer sees all of it."""
+        return len(self.layouts) == 1 and self.layouts[0].window is None
+
     def shared_blocks(self, plan: StepPlan) -> int:
         """Leading blocks all rows of a plan of decodes have in common; 0 where it is not worth the while."""
-        if len(plan.rows) < SHARING_ROWS or self.layouts[0].window is not None or len(self.layouts) > 1:
+        if len(plan.rows) < SHARING_ROWS or not self.can_share:
             return 0
         if len(plan.rows) != len(self._first_blocks):
             return 0  # some wait for their turn; the common beginning of the others is theirs alone

@@ -6,7 +6,7 @@ Two graphs a size, forward and draw: what has to happen between the two does.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -31,6 +31,9 @@ class Pair(NamedTuple):
     draw: Replay
 
 
+_STRIDE = 1.4  # between sizes of the graphs that read a shared prefix: fewer, for they are the exception
+
+
 def ladder(most: int) -> list[int]:
     """Sizes up to `most`, ascending: about an eighth of a batch is padding at worst, from 16 rows on."""
     sizes = [1, 2, 3, 4, 6, 8, 12, 16]
@@ -39,41 +42,57 @@ def ladder(most: int) -> list[int]:
     return [size for size in sizes if size < most] + [most]
 
 
+def coarse(sizes: Sequence[int], least: int) -> list[int]:
+    """Some of the sizes of a ladder, its last among them, for batches of at least so many lines."""
+    kept: list[int] = []
+    for size in sizes:
+        if size == sizes[-1] or (size >= least and (not kept or size >= _STRIDE * kept[-1])):
+            kept.append(size)
+    return kept
+
+
 class DecodeGraphs:
     """Graphs of steps in which every line computes one token."""
 
     def __init__(
-        self, step: KernelStep, most: int, max_length: int, record: Callable[[Action], Replay]
+        self,
+        step: KernelStep,
+        most: int,
+        max_length: int,
+        record: Callable[[Action], Replay],
+        sharing_rows: int | None,
     ) -> None:
-        """`most`: lines of the largest; `max_length`: longest context any replay may see."""
+        """`most`: lines of the largest; `max_length`: longest context any replay may see.
+
+        `sharing_rows`: fewest lines whose common prefix is read once; None: none is ever.
+        """
         self._step = step
         self._bounds = Bounds(1, max_length)
-        self._sizes = ladder(most)
+        sizes = ladder(most)
+        self._sizes = {False: sizes, True: [] if sharing_rows is None else coarse(sizes, sharing_rows)}
         self._record = record
-        self._pairs: dict[tuple[int, bool], Pair] = {}
+        self._forwards: dict[tuple[int, bool], Replay] = {}
+        self._draws: dict[int, Replay] = {}
 
     def capture(self) -> None:
         """All sizes, the largest first, so that the smaller ones live in its memory."""
-        sizes = self._sizes[::-1]
-        for size in tqdm(sizes, desc="Capturing graphs", unit="graph", leave=False):
-            self.pair(size, sharing=False)
+        wanted = [(size, sharing) for sharing in (False, True) for size in self._sizes[sharing][::-1]]
+        for size, sharing in tqdm(wanted, desc="Capturing graphs", unit="graph", leave=False):
+            self.pair(size, sharing)
 
-    def size_for(self, lines: int) -> int:
+    def size_for(self, lines: int, sharing: bool) -> int:
         """The size that serves so many lines, of which there are no more than `most`."""
-        return self._sizes[bisect_left(self._sizes, lines)]
+        sizes = self._sizes[sharing]
+        return sizes[bisect_left(sizes, lines)]
 
     def pair(self, size: int, sharing: bool) -> Pair:
-        """The graphs of a size; those that read a shared prefix once are captured when one is met.
-
-        A capture computes the step that is packed now, which may be computed again without harm.
-        """
-        key = (size, sharing)
-        if key not in self._pairs:
-            step, bounds = self._step, self._bounds
-            forward = self._record(lambda: step.forward(size, size, size, bounds, sharing))
-            draw = self._record(lambda: step.draw(size, size))
-            self._pairs[key] = Pair(forward, draw)
-        return self._pairs[key]
+        """The graphs of a size. A capture computes what is packed now, again and without harm."""
+        step, bounds, key = self._step, self._bounds, (size, sharing)
+        if key not in self._forwards:
+            self._forwards[key] = self._record(lambda: step.forward(size, size, size, bounds, sharing))
+        if size not in self._draws:
+            self._draws[size] = self._record(lambda: step.draw(size, size))
+        return Pair(self._forwards[key], self._draws[size])
 
 
 class CudaRecorder:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
+from workbench.engine.plan import StepPlan
 from workbench.kernels.attention.kernel import Ragged, Space, attend
+from workbench.kernels.attention.tiling import FEW_ROWS
 from workbench.kernels.rotary.kernel import qk_rotary_write
 from workbench.models.decoder import Decoder
 from workbench.runtime.kv_store import KVStore
+from workbench.runtime.whole_prompts import LEAST, attend_whole
 
 
 class Flat(NamedTuple):
@@ -26,8 +30,30 @@ class Flat(NamedTuple):
 class Bounds(NamedTuple):
     """What the host knows of a step, or promises of every step a graph is replayed for."""
 
-    count: int  # type: ignore[assignment]  # most tokens of one request; shadows tuple.count
+    count: int  # type: ignore[assignment]  # most tokens of a request that is not `whole`; 0: there is none
     length: int  # longest context, this step's tokens included
+    whole: tuple[slice, ...] = ()  # tokens of prompts that see nothing but themselves, and are long
+
+
+def bounds_of(plan: StepPlan, finding_whole: bool) -> Bounds:
+    """What is known of a step that may hold anything. `finding_whole`: whether long prompts go apart."""
+    length = int((plan.starts + plan.counts).max())
+    # As if somebody had many tokens: steps of any counts run the same few programs.
+    mixed = Bounds(max(int(plan.counts.max()), FEW_ROWS + 1), length)
+    if not finding_whole or mixed.count < LEAST:
+        return mixed
+    # The other attention takes everybody up to a count: whoever has more than that has to be whole.
+    cached = plan.counts[plan.starts > 0]
+    whole = plan.counts >= max(LEAST, int(cached.max(initial=0)) + 1)
+    if not whole.any():
+        return mixed
+    ends = np.cumsum(plan.counts)
+    prompts = tuple(
+        slice(end - count, end)
+        for end, count in zip(ends[whole].tolist(), plan.counts[whole].tolist(), strict=True)
+    )
+    others = int(plan.counts[~whole].max(initial=0))
+    return Bounds(others and max(others, FEW_ROWS + 1), length, prompts)
 
 
 class KernelAttention:
@@ -70,16 +96,21 @@ class KernelAttention:
             q_norm,
             k_norm,
             spec.rms_norm_eps,
+            keep=bool(self._bounds.whole),
         )
         out = torch.empty((len(qkv), spec.num_heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
-        return attend(
-            query,
-            cache,
-            self._ragged[group],
-            self._scale,
-            self._groups[group].window,
-            self._bounds.count,
-            self._bounds.length,
-            self._space,
-            out,
-        )
+        if self._bounds.whole:
+            attend_whole(query, qkv, self._bounds.whole, spec.num_kv_heads, self._scale, out)
+        if self._bounds.count:
+            attend(
+                query,
+                cache,
+                self._ragged[group],
+                self._scale,
+                self._groups[group].window,
+                self._bounds.count,
+                self._bounds.length,
+                self._space,
+                out,
+            )
+        return out

@@ -6,6 +6,7 @@ to the host by themselves. Knows rows and plans; nothing of requests or schedule
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,10 @@ from workbench.engine.result import LogprobColumns, StepResult
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs
-from workbench.runtime.kernel_attention import Bounds
+from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
 from workbench.runtime.sampler import Columns, LogprobsMode, is_adjusted, to_columns
-from workbench.runtime.step_arrays import Staging, fits
+from workbench.runtime.step_arrays import IN_ORDER, Order, Staging, fits, longest_last
 
 IN_FLIGHT = 4  # steps whose memory on the host is kept apart
 
@@ -85,6 +86,8 @@ class KernelRunner:
         self._host = [
             torch.zeros(len(batch.tokens), dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)
         ]
+        self._ordered: Ints | None = None  # the rows that `_order` is of
+        self._order = Order(np.empty(0, np.int64), np.empty(0, np.int64))
         self._moments = [(Moment(on_gpu, clock), Moment(on_gpu, clock)) for _ in range(IN_FLIGHT)]
 
     @naming_faults
@@ -109,15 +112,15 @@ class KernelRunner:
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1
         shared = self._batch.shared_blocks(plan) if decodes else 0
-        size = self._graphs.size_for(lines) if decodes else lines
-        self._staging.send(plan, size, shared)
+        size = self._graphs.size_for(lines, shared > 0) if decodes else lines
+        self._staging.send(plan, size, shared, self._order_of(plan) if decodes and size > IN_ORDER else None)
         if not fits(plan, size):
             self._batch.grow(plan.grown)
         if decodes:
             forward, draw = self._graphs.pair(size, shared > 0)
             forward.replay()
         else:
-            bounds = Bounds(int(plan.counts.max()), int((plan.starts + plan.counts).max()))
+            bounds = bounds_of(plan, self._step.attends_whole)
             self._step.forward(lines, plan.num_tokens, sampling, bounds, sharing=False)
         if not sampling:
             return None
@@ -127,6 +130,12 @@ class KernelRunner:
             draw.replay()
             return None
         return self._draw(size, sampling, asking, plan.logprobs)
+
+    def _order_of(self, plan: StepPlan) -> Order:
+        """Made once for each membership: all contexts grow alike."""
+        if plan.rows is not self._ordered:
+            self._ordered, self._order = plan.rows, longest_last(plan.starts)
+        return self._order
 
     def _draw(
         self, lines: int, sampling: int, asking: list[tuple[int, int]], logprobs: int
@@ -159,6 +168,12 @@ class KernelRunner:
         return StepResult(
             ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s
         )
+
+    def warm(self, plans: Iterable[StepPlan]) -> None:
+        """Run steps of no request, one after the other, and forget them."""
+        for plan in plans:
+            self.collect(self.launch(plan))
+            self.reset()
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""

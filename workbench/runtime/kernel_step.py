@@ -27,7 +27,8 @@ from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
 from workbench.runtime.sampler import Columns, entropy
-from workbench.runtime.step_arrays import StepArrays, views
+from workbench.runtime.step_arrays import IN_ORDER, StepArrays, views
+from workbench.runtime.whole_prompts import can_attend_whole
 
 
 class Drawn(NamedTuple):
@@ -69,6 +70,7 @@ class KernelStep:
         self._workspace = make_workspace(rows, spec.vocab_size, batch.device)
         self.logits = torch.zeros((rows, spec.vocab_size), dtype=model.dtype, device=batch.device)
         self.token_ids = longs(rows)  # what the sampling lines drew
+        self.attends_whole = can_attend_whole(spec, model.dtype, batch.device)
 
     def arrays(self, lines: int) -> StepArrays:
         """The packed array's fields for a step of so many lines."""
@@ -101,11 +103,12 @@ class KernelStep:
         shared = arrays.shared if sharing else None
         ragged = [Ragged(arrays.rows, arrays.starts, arrays.begins, table, shared) for table in batch.tables]
         attention = KernelAttention(self._model, self._groups, self._store, flat, ragged, bounds, self._space)
-        hidden = self._model.forward(flat.token_ids, flat.positions, attention)
+        every = bounds.count == 1 and sampling == tokens <= IN_ORDER
+        wanted = None if every else arrays.last[: max(1, sampling)]
+        hidden = self._model.forward(flat.token_ids, flat.positions, attention, wanted=wanted)
         if sampling:
-            last = hidden if bounds.count == 1 and sampling == tokens else hidden[arrays.last[:sampling]]
             head = self._model.lm_head
-            product_into(last, head.weight, head.bias, self.logits[:sampling])
+            product_into(hidden, head.weight, head.bias, self.logits[:sampling])
 
     def draw(self, lines: int, sampling: int, adjusting: bool = False) -> Drawn:
         """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch.

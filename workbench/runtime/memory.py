@@ -73,8 +73,8 @@ def measure(model: Decoder, settings: Settings, max_tokens: int, rows: int, scra
             f" {gib(held)} GiB: lower max_num_batched_tokens (to {max_tokens // 2}, say) or max_num_seqs"
             f" (to {max(1, rows // 2)})"
         ) from error
-    # qkv and attention's output stand beside each other while the queries are turned: one more of them.
-    peak = torch.cuda.max_memory_allocated(device) - held + max_tokens * width * model.dtype.itemsize
+    # qkv and attention's output stand beside the turned queries, and beside what torch's own attention gives.
+    peak = torch.cuda.max_memory_allocated(device) - held + 2 * max_tokens * width * model.dtype.itemsize
     del ids, hidden
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

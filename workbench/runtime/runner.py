@@ -63,17 +63,16 @@ class TorchRunner:
         attention = PagedAttention(
             self._model.spec, self._groups, self._store, self._contexts, inputs, cos_sin
         )
-        hidden = self._model.forward(inputs.token_ids, inputs.positions, attention)
-        sampled = self._sample(hidden, inputs.last, inputs.rows, inputs.lengths, plan.logprobs)
+        hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=inputs.last)
+        sampled = self._sample(hidden, inputs.rows, inputs.lengths, plan.logprobs)
         ended = self._clock()
         return Ticket(plan.index, plan.rows[plan.samples], sampled, began, ended - began)
 
-    def _sample(
-        self, hidden: Tensor, last: Tensor, rows: np.ndarray, lengths: np.ndarray, logprobs: int
-    ) -> Sampled:
+    def _sample(self, hidden: Tensor, rows: np.ndarray, lengths: np.ndarray, logprobs: int) -> Sampled:
+        """`hidden` [m, hidden]: of the last token of each of `rows` [m]."""
         if not len(rows):
             return Sampled(torch.empty(0, dtype=torch.int64), None)
-        logits = self._model.logits(hidden[last])
+        logits = self._model.logits(hidden)
         sampled = self._sampler.sample(
             logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs
         )

@@ -13,27 +13,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from workbench.engine.plan import Bools, StepPlan
+from workbench.engine.plan import Bools, Ints, StepPlan
 
 _ALIGNED = 4  # int32 numbers: fields begin at multiples of 16 bytes
 _SHARED = 7  # place of the field
 NOBODY = -1  # row of a line that is padding, or yields no token
+IN_ORDER = 16  # lines of decodes up to which they stay in the plan's order
 
 
 class StepArrays(NamedTuple):
     """Views of one packed int32 memory: numpy on the host, tensors on the device. R lines, G KV groups."""
 
-    rows: Tensor  # [R]; batch rows
+    rows: Tensor  # [R]; batch rows, in the plan's order or another
     starts: Tensor  # [R]; position of the first token computed
     begins: Tensor  # [R + 1]; where in the step's tokens each line begins; padding lines are empty
     last: Tensor  # [R] where in the step's tokens the last one of each sampling line is, then zeros
-    option_rows: Tensor  # [R]; batch rows of the sampling lines, then zeros
+    option_rows: Tensor  # [R]; batch rows of the sampling lines, in the plan's order, then zeros
     token_rows: Tensor  # [R]; the same, NOBODY for lines that are padding or yield no token
     lengths: Tensor  # [R]; tokens of the sampling lines before the new one
     shared: Tensor  # [1]; leading blocks that all lines have in common
     grown: Tensor  # [3, G, R]; rows (NOBODY: padding), places, blocks
 
 
+Longs = npt.NDArray[np.int64]
 Fields = tuple[npt.NDArray[np.int32], ...]  # the same on the host, in the same order
 
 
@@ -59,21 +61,42 @@ def _places(lines: int, groups: int) -> list[tuple[int, int, tuple[int, ...]]]:
     return places
 
 
-def pack(fields: Fields, plan: StepPlan) -> None:
+class Order(NamedTuple):
+    """Another order of a plan's lines. What samples stays in the plan's."""
+
+    lines: Longs  # [n]; the plan's line that comes first, second ...
+    places: Longs  # [n]; where each of the plan's lines went
+
+
+def longest_last(starts: Ints) -> Order:
+    """Lines by the length of their context.
+
+    The attention of a large batch begins with its last lines, and long contexts that begin late keep a few
+    processors busy when all others are done.
+    """
+    lines = np.argsort(starts, kind="stable")
+    places = np.empty_like(lines)
+    places[lines] = np.arange(len(lines))
+    return Order(lines, places)
+
+
+def pack(fields: Fields, plan: StepPlan, order: Order | None = None) -> None:
     """Write a plan into the fields of an array with at least as many lines as it has rows.
 
     `grown` holds nothing where the plan grows more blocks than there are lines: see `fits`.
     """
     rows, starts, begins, last, option_rows, token_rows, lengths, _, grown = fields
     n = len(plan.rows)
-    rows[:n] = plan.rows
-    starts[:n] = plan.starts
+    lines = slice(None) if order is None else order.lines
+    rows[:n] = plan.rows[lines]
+    starts[:n] = plan.starts[lines]
     begins[0] = 0
-    plan.counts.cumsum(out=begins[1 : n + 1])
+    plan.counts[lines].cumsum(out=begins[1 : n + 1])
+    ends = begins[1 : n + 1] if order is None else begins[1 : n + 1][order.places]
     sampling: slice | Bools = slice(None) if plan.samples.all() else plan.samples
     yielding = plan.rows[sampling]
     m = len(yielding)
-    np.subtract(begins[1 : n + 1][sampling], 1, out=last[:m])
+    np.subtract(ends[sampling], 1, out=last[:m])
     option_rows[:m] = yielding
     token_rows[:m] = yielding
     np.add(plan.starts[sampling], plan.counts[sampling], out=lengths[:m])
@@ -115,13 +138,13 @@ class Staging:
         self._turn = 0
         self.memory = torch.zeros(words, dtype=torch.int32, device=device)
 
-    def send(self, plan: StepPlan, lines: int, shared: int) -> None:
+    def send(self, plan: StepPlan, lines: int, shared: int, order: Order | None) -> None:
         """One copy, in the order of the stream."""
         if lines not in self._cuts:
             self._cuts[lines] = [self._cut(host, lines) for host in self._host]
         fields, host, device = self._cuts[lines][self._turn]
         self._turn = (self._turn + 1) % len(self._host)
-        pack(fields, plan)
+        pack(fields, plan, order)
         fields[_SHARED][0] = shared
         device.copy_(host, non_blocking=True)
 

@@ -1,0 +1,74 @@
+"""Steps of no request, to be run before the first one: whatever is compiled, loaded or chosen at first use.
+
+They touch the null block alone, and rows that are free again afterwards. Knows plans, and nothing of kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from workbench.engine.plan import Addition, Growth, StepPlan
+from workbench.params import SamplingParams
+
+FEWEST = 64  # tokens of the smallest step; below that steps run what graphs run
+
+PLAIN = SamplingParams(temperature=1.0)
+# Everything that makes a row more than a draw from the model's logits.
+SPECIAL = SamplingParams(
+    temperature=0.8,
+    top_k=5,
+    top_p=0.9,
+    min_p=0.01,
+    repetition_penalty=1.1,
+    frequency_penalty=0.1,
+    presence_penalty=0.1,
+    min_tokens=2,
+    logit_bias={0: 1.0},
+    logprobs=1,
+)
+
+
+def warm_plans(rows: int, tokens: int, length: int, block_size: int, groups: int) -> Iterator[StepPlan]:
+    """One prompt of every order of magnitude; many rows at once; a row that asks for all there is.
+
+    Args:
+        rows, tokens, length: most requests, tokens of a step, and tokens of a request.
+        groups: KV groups.
+    """
+    longest = min(tokens, length - 1)
+    counts = [longest]
+    while counts[-1] // 2 >= FEWEST:
+        counts.append(counts[-1] // 2)
+    steps = [(1, count, PLAIN) for count in counts]
+    many = min(rows, tokens // 2)
+    if many > 1:
+        steps += [(many, min(tokens // many, longest), params) for params in (PLAIN, SPECIAL)]
+    steps.append((1, 2, SPECIAL))
+    for index, (lines, count, params) in enumerate(steps):
+        yield _plan(index, lines, count, params, block_size, groups)
+
+
+def _plan(
+    index: int, lines: int, count: int, params: SamplingParams, block_size: int, groups: int
+) -> StepPlan:
+    """`lines` prompts of `count` tokens; the first of them with `params`."""
+    ids = np.zeros(count, np.int32)
+    blocks = (np.zeros(-(-count // block_size), np.int32),) * groups
+    added = tuple(
+        Addition(row, f"warm-{row}", ids, count, blocks, PLAIN if row else params, row, (0,))
+        for row in range(lines)
+    )
+    nothing = np.empty(0, np.int32)
+    return StepPlan(
+        index=index,
+        budget=lines * count,
+        rows=np.arange(lines, dtype=np.int32),
+        starts=np.zeros(lines, np.int32),
+        counts=np.full(lines, count, np.int32),
+        samples=np.ones(lines, bool),
+        removed=nothing,
+        added=added,
+        grown=(Growth(nothing, nothing, nothing),) * groups,
+    )
