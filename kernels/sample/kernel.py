@@ -93,7 +93,7 @@ def sample(
         out = torch.empty(rows, dtype=torch.int64, device=logits.device)
     if workspace is None:
         workspace = make_workspace(rows, vocab, logits.device)
-    wide, slots = (options.seeds, options.seeds) if adjusted is None else adjusted
+    wide, slots = (logits, options.seeds) if adjusted is None else adjusted
     row = (logits, logits.stride(0), vocab, wide, slots, *options)
     _launch(row, workspace, out, _SHIFT[logits.dtype], adjusted is not None)
     return out

@@ -1,8 +1,8 @@
 """In bfloat16 how a step is made up shows in the last bit, and tokens part only where that bit decides.
 
 Two ways to compute a row (in chunks or whole, from the cache or afresh, alone or among others) round at
-different places. Where the greedy tokens of two ways first part, the two logits that compete there have to be
-as near to one another as such roundings are.
+different places. Where the greedy tokens of two ways first part, the logits of the tokens taken have to be as
+near to one another as such roundings are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def prompts() -> list[str]:
 
 
 def answers(llm: LLM, texts: list[str]) -> list[RequestOutput]:
-    params = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True, logprobs=2)
+    params = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True, logprobs=20)
     return llm.generate(texts, params, use_tqdm=False)
 
 
@@ -57,8 +57,8 @@ def partings(one: list[RequestOutput], other: list[RequestOutput]) -> list[Parti
             continue
         place = differing[0]
         line = a.outputs[0].logprobs[place]
-        first, second = sorted((entry.logprob for entry in line.values()), reverse=True)[:2]
-        assert others[place] in line, f"prompt {number}, token {place}: not one of the two best was taken"
+        assert others[place] in line, f"prompt {number}, token {place}: not one of the twenty best was taken"
+        first, second = line[ids[place]].logprob, line[others[place]].logprob
         ulp = 2.0 ** (math.floor(math.log2(max(abs(first), 1e-30))) - 7)
         found.append(Parting(number, place, (first - second) / ulp))
     return found

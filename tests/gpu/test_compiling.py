@@ -41,7 +41,7 @@ def asked(dice: random.Random) -> SamplingParams:
             {"temperature": 0.9, "allowed_token_ids": list(range(5, 60)), "logprobs": 0},
         ]
     )
-    return SamplingParams(max_tokens=dice.randrange(1, 40), ignore_eos=True, **options)
+    return SamplingParams(max_tokens=dice.randrange(4, 40), ignore_eos=True, **options)
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])

@@ -19,6 +19,7 @@ from workbench.models.spec import read_spec
 from workbench.runtime.assembly import scratch_bytes
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_step import KernelStep
+from workbench.runtime.pinned import Pinned
 
 VOCAB = 16
 
@@ -42,7 +43,7 @@ def test_a_batch_is_forgotten_without_the_device_and_its_rows_ask_for_nothing_af
     device: torch.device,
 ) -> None:
     """After a fault of the device every call into it fails, and the engine still has requests to end."""
-    batch = DeviceBatch(4, 32, (Layout(1, 1, 8, 8, None),), VOCAB, device)
+    batch = DeviceBatch(4, 32, (Layout(1, 1, 8, 8, None),), VOCAB, Pinned(device, 1))
     biased = SamplingParams(logit_bias={5: 3.0})
     batch._enter([entering(0, biased), entering(1, biased)])
     with Counted() as asked:

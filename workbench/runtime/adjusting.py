@@ -16,7 +16,7 @@ from workbench.engine.plan import Addition
 from workbench.kernels.sample.adjust import adjust, count, start_counts
 from workbench.kernels.sample.reference import Adjusted, Adjustments
 from workbench.params import SamplingParams
-from workbench.runtime.device import on_device
+from workbench.runtime.pinned import Pinned
 from workbench.runtime.sampler import is_adjusted
 
 NEVER = float("-inf")
@@ -26,8 +26,9 @@ _NONE = -1
 class Adjuster:
     """The adjustments of the batch's rows."""
 
-    def __init__(self, max_rows: int, vocab: int, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, max_rows: int, vocab: int, pinned: Pinned) -> None:
+        self._device = device = pinned.device
+        self._upload = pinned.upload
         self._ints = torch.full((4, max_rows), _NONE, dtype=torch.int32, device=device)  # slots, stops_until
         self._floats = torch.zeros((3, max_rows), device=device)  # repetition, frequency, presence
         self._stops = torch.full((max_rows, 1), _NONE, dtype=torch.int32, device=device)
@@ -66,13 +67,13 @@ class Adjuster:
         rows = self._longs([addition.row for addition in asking])
         ints = np.array([self._ints_of(addition) for addition in asking], np.int32)
         penalties = np.array([_penalties(addition.params) for addition in asking], np.float32)
-        self._ints[:, rows] = on_device(ints, self._device).T
-        self._floats[:, rows] = on_device(penalties, self._device).T
+        self._ints[:, rows] = self._upload(ints).T
+        self._floats[:, rows] = self._upload(penalties).T
         self._write_stops(asking, rows)
         self._start_counts([a for a in asking if _counts_tokens(a.params)], tokens)
 
     def _longs(self, numbers: Iterable[int]) -> Tensor:
-        return on_device(np.array([*numbers], np.int64), self._device)
+        return self._upload(np.array([*numbers], np.int64))
 
     def _make_room(self, wanted: int) -> None:
         lacking, slots = wanted - len(self._free), len(self._values)
@@ -106,7 +107,7 @@ class Adjuster:
             line[self._longs(params.allowed_token_ids)] = 0.0
         if params.logit_bias:
             biases = np.array([*params.logit_bias.values()], np.float32)
-            line[self._longs(params.logit_bias)] += on_device(biases, self._device)
+            line[self._longs(params.logit_bias)] += self._upload(biases)
 
     def _write_stops(self, asking: Sequence[Addition], rows: Tensor) -> None:
         stops = [
@@ -121,7 +122,7 @@ class Adjuster:
             wider[:, : self._stops.shape[1]] = self._stops
             self._stops = wider
         padded = [line + [_NONE] * (self._stops.shape[1] - len(line)) for line in stops]
-        self._stops[rows] = on_device(np.array(padded, np.int32), self._device)
+        self._stops[rows] = self._upload(np.array(padded, np.int32))
 
     def _start_counts(self, asking: Sequence[Addition], tokens: Tensor) -> None:
         if not asking:
@@ -130,7 +131,7 @@ class Adjuster:
             (self._slot_of[addition.row], addition.row, addition.num_prompt_tokens, len(addition.token_ids))
             for addition in asking
         ]
-        slots, rows, prompts, lengths = on_device(np.array(columns, np.int32).T, self._device)
+        slots, rows, prompts, lengths = self._upload(np.array(columns, np.int32).T)
         start_counts(self._counts, slots, tokens, rows, prompts, lengths)
 
     def adjust(self, logits: Tensor, rows: Tensor, lengths: Tensor) -> Adjusted:

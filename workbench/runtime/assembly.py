@@ -31,25 +31,27 @@ def make_runner(
         from workbench.runtime.batch import Batch
         from workbench.runtime.runner import TorchRunner
 
-        batch = Batch(rows, config.max_model_len, layouts, model.device)
-        return TorchRunner(model, groups, store, batch, Sampler(mode), clock)
+        plain = Batch(rows, config.max_model_len, layouts, model.device)
+        return TorchRunner(model, groups, store, plain, Sampler(mode), clock)
     from workbench.runtime import graphs as captured
     from workbench.runtime.device_batch import SHARING_ROWS, DeviceBatch
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
     from workbench.runtime.kernel_step import KernelStep
+    from workbench.runtime.pinned import Pinned
     from workbench.runtime.step_arrays import Staging
     from workbench.runtime.warmup import warm_plans
 
-    on_device = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, model.device)
+    pinned = Pinned(model.device, IN_FLIGHT)
+    batch = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, pinned)
     staging = Staging(rows, len(groups), model.device, IN_FLIGHT)
-    step = KernelStep(model, groups, store, on_device, staging.memory, max(tokens, rows))
+    step = KernelStep(model, groups, store, batch, staging.memory, max(tokens, rows))
     record = captured.recorder_for(model.device, eager)
-    shares = config.enable_prefix_caching and on_device.can_share and rows >= SHARING_ROWS
+    shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
     sharing_rows = SHARING_ROWS if shares else None
     graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record, sharing_rows)
     with torch.inference_mode():
         graphs.capture()
-    runner = KernelRunner(step, on_device, staging, mode, graphs, clock)
+    runner = KernelRunner(step, batch, staging, mode, graphs, clock)
     if model.device.type == "cuda":
         runner.warm(warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups)))
     return runner

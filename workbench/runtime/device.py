@@ -1,4 +1,4 @@
-"""Which device there is, how much of its memory the KV cache may have, and how numbers get there."""
+"""Which device there is, what its faults are called, and how much of its memory the KV cache may have."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from workbench.config import CPU_POOL, Device, Settings
 from workbench.errors import DeviceLost
+from workbench.runtime.pinned import leave_alone
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,7 +27,10 @@ _DTYPES = {
 
 
 def naming_faults(method: Callable[P, T]) -> Callable[P, T]:
-    """A fault of the device, which torch may report at any later call, becomes DeviceLost; OOM is none."""
+    """A fault of the device, which torch may report at any later call, becomes DeviceLost; OOM is none.
+
+    The method's owner is left alone from then on.
+    """
 
     @functools.wraps(method)
     def call(*args: P.args, **options: P.kwargs) -> T:
@@ -38,6 +40,7 @@ def naming_faults(method: Callable[P, T]) -> Callable[P, T]:
             raise
         except RuntimeError as error:
             if isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _FAULTS):
+                leave_alone(args[0])
                 raise DeviceLost(str(error).partition("\n")[0]) from error
             raise
 
@@ -72,16 +75,6 @@ def pick_dtype(asked: str, checkpoint: str, device: torch.device) -> torch.dtype
     if name not in _DTYPES:
         raise ValueError(f"dtype={asked!r} is unknown: use 'auto', {', '.join(map(repr, _DTYPES))}")
     return _DTYPES[name]
-
-
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy, in the order of the device's work: nobody waits for it.
-
-    By way of pinned memory, which torch keeps until the copy has been made. From any other, a copy lasts as
-    long as the step in flight before it.
-    """
-    host = torch.from_numpy(np.ascontiguousarray(array))
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
 
 
 def num_kv_blocks(s: Settings, block_bytes: int, wanted: int, left: int | None) -> int:

@@ -17,7 +17,7 @@ from workbench.engine.plan import Addition, Growth, StepPlan
 from workbench.kernels.attention.reference import Layout
 from workbench.kernels.sample.reference import Options
 from workbench.runtime.adjusting import Adjuster
-from workbench.runtime.device import on_device
+from workbench.runtime.pinned import Pinned
 from workbench.runtime.sampler import is_adjusted
 
 SHARED_BLOCKS = 8  # so long a common prefix has to be to be read apart
@@ -28,12 +28,13 @@ class DeviceBatch:
     """What a plan's differences are applied to."""
 
     def __init__(
-        self, max_rows: int, max_length: int, layouts: Sequence[Layout], vocab: int, device: torch.device
+        self, max_rows: int, max_length: int, layouts: Sequence[Layout], vocab: int, pinned: Pinned
     ) -> None:
-        """`layouts`: of the KV groups, which share a block size."""
+        """`layouts`: of the KV groups, which share a block size. `pinned`: the way to the device."""
         self.layouts = tuple(layouts)
         self.block_size = layouts[0].block_size
-        self.device = device
+        self.device = device = pinned.device
+        self.pinned = pinned
         max_blocks = -(-max_length // self.block_size)
         self.tokens = torch.zeros((max_rows, max_length), dtype=torch.int32, device=device)
         self.tables = tuple(
@@ -41,7 +42,7 @@ class DeviceBatch:
         )
         self._floats = torch.zeros((3, max_rows), device=device)  # temperature, top_p, min_p
         self._longs = torch.zeros((2, max_rows), dtype=torch.int64, device=device)  # top_k, seed
-        self.adjuster = Adjuster(max_rows, vocab, device)
+        self.adjuster = Adjuster(max_rows, vocab, pinned)
         self.additions: dict[int, Addition] = {}  # by row
         self.special: set[int] = set()  # rows that want more than a token drawn from their logits
         self._first_blocks: dict[int, np.ndarray] = {}  # of the first group, by row: where a prefix is shared
@@ -84,9 +85,9 @@ class DeviceBatch:
             np.float32,
         )
         longs = np.array([[p.top_k for p in params], [addition.seed for addition in added]], np.int64)
-        lines = on_device(rows, self.device)
-        self._floats.index_copy_(1, lines, on_device(floats, self.device))
-        self._longs.index_copy_(1, lines, on_device(longs, self.device))
+        lines = self.pinned.upload(rows)
+        self._floats.index_copy_(1, lines, self.pinned.upload(floats))
+        self._longs.index_copy_(1, lines, self.pinned.upload(longs))
         self.adjuster.enter(added, self.tokens)
 
     def _scatter(self, table: Tensor, rows: np.ndarray, lines: list[np.ndarray]) -> None:
@@ -97,13 +98,13 @@ class DeviceBatch:
             return
         first = rows * table.shape[1] - (np.cumsum(counts) - counts)
         places = np.repeat(first, counts) + np.arange(total)
-        values = on_device(np.concatenate(lines), self.device)
-        table.view(-1).index_copy_(0, on_device(places, self.device), values)
+        values = self.pinned.upload(np.concatenate(lines))
+        table.view(-1).index_copy_(0, self.pinned.upload(places), values)
 
     def grow(self, grown: Sequence[Growth]) -> None:
         """Growth that had no room in the packed array."""
         for table, growth in zip(self.tables, grown, strict=True):
-            rows, places, blocks = (on_device(column, self.device) for column in growth)
+            rows, places, blocks = (self.pinned.upload(column) for column in growth)
             table.index_put_((rows.long(), places.long()), blocks)
 
     def options(self, rows: Tensor, lengths: Tensor) -> Options:

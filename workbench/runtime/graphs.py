@@ -31,24 +31,23 @@ class Pair(NamedTuple):
     draw: Replay
 
 
-_STRIDE = 1.4  # between sizes of the graphs that read a shared prefix: fewer, for they are the exception
-
-
 def ladder(most: int) -> list[int]:
-    """Sizes up to `most`, ascending: about an eighth of a batch is padding at worst, from 16 rows on."""
+    """Sizes up to `most`, ascending: about an eighth of a batch is padding at worst, from 16 rows on.
+
+    The powers of two are among them: a product of one row more takes a tile more.
+    """
     sizes = [1, 2, 3, 4, 6, 8, 12, 16]
     while sizes[-1] < most:
-        sizes.append(sizes[-1] + max(8, sizes[-1] // 64 * 8))
+        power = 1 << (sizes[-1].bit_length() - 1)
+        sizes.append(sizes[-1] + max(8, power // 8))
     return [size for size in sizes if size < most] + [most]
 
 
 def coarse(sizes: Sequence[int], least: int) -> list[int]:
-    """Some of the sizes of a ladder, its last among them, for batches of at least so many lines."""
-    kept: list[int] = []
-    for size in sizes:
-        if size == sizes[-1] or (size >= least and (not kept or size >= _STRIDE * kept[-1])):
-            kept.append(size)
-    return kept
+    """Powers of two and what lies midway, for batches of at least so many lines; and the last of `sizes`."""
+    powers = [1 << n for n in range(sizes[-1].bit_length())]
+    kept = {*powers, *(3 * power for power in powers)}
+    return [size for size in sizes if size == sizes[-1] or (size in kept and size >= least)]
 
 
 class DecodeGraphs:

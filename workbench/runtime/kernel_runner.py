@@ -83,9 +83,6 @@ class KernelRunner:
         self._graphs = graphs
         self._clock = clock
         on_gpu = batch.device.type == "cuda"
-        self._host = [
-            torch.zeros(len(batch.tokens), dtype=torch.int64, pin_memory=on_gpu) for _ in range(IN_FLIGHT)
-        ]
         self._ordered: Ints | None = None  # the rows that `_order` is of
         self._order = Order(np.empty(0, np.int64), np.empty(0, np.int64))
         self._moments = [(Moment(on_gpu, clock), Moment(on_gpu, clock)) for _ in range(IN_FLIGHT)]
@@ -97,16 +94,17 @@ class KernelRunner:
         began, turn = self._clock(), plan.index % IN_FLIGHT
         begun, done = self._moments[turn]
         begun.record()
+        pinned = self._batch.pinned
+        pinned.begin(turn)
         self._batch.apply(plan)
         sampling = int(plan.samples.sum())
         columns = self._run(plan, sampling)
         if columns is not None:
-            sampled, ranks, ids, best, entropies = map(_to_host, columns)
+            sampled, ranks, ids, best, entropies = map(pinned.download, columns)
             columns = sampled, ranks, ids, best, entropies
-        host = self._host[turn][:sampling]
-        host.copy_(self._step.token_ids[:sampling], non_blocking=True)
+        token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
-        return KernelTicket(plan.index, plan.rows[plan.samples], host, columns, began, begun, done)
+        return KernelTicket(plan.index, plan.rows[plan.samples], token_ids, columns, began, begun, done)
 
     def _run(self, plan: StepPlan, sampling: int) -> Columns | None:
         lines = len(plan.rows)
@@ -163,7 +161,10 @@ class KernelRunner:
         """Wait for a step; its tokens are on the host then."""
         ticket.done.wait()
         token_ids = ticket.token_ids.numpy().astype(np.int32)
-        columns: LogprobColumns | None = None if ticket.logprobs is None else to_columns(ticket.logprobs)
+        columns: LogprobColumns | None = None
+        if ticket.logprobs is not None:
+            sampled, ranks, ids, best, entropies = (column.clone() for column in ticket.logprobs)
+            columns = to_columns((sampled, ranks, ids, best, entropies))
         device_s = ticket.done.since(ticket.begun)
         return StepResult(
             ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s
@@ -178,11 +179,3 @@ class KernelRunner:
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
-
-
-def _to_host(column: Tensor) -> Tensor:
-    """A copy that is under way, in the order of the device's work."""
-    if column.device.type == "cpu":
-        return column
-    host = torch.empty(column.shape, dtype=column.dtype, pin_memory=True)
-    return host.copy_(column, non_blocking=True)

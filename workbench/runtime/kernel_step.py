@@ -22,7 +22,6 @@ from workbench.kernels.sample.reference import Adjusted, Options
 from workbench.kernels.step_inputs.kernel import append, apply_growth, lay_out
 from workbench.models.decoder import Decoder
 from workbench.models.products import product_into
-from workbench.runtime.device import on_device
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
@@ -141,7 +140,7 @@ class KernelStep:
         self, drawn: Drawn, asked: Sequence[int], sampling: int, wanted: int, as_logits: bool
     ) -> Columns:
         """Of the tokens drawn, from the distribution they were drawn from; for the lines `asked` alone."""
-        lines = on_device(np.array(asked, np.int64), self._batch.device)
+        lines = self._batch.pinned.upload(np.array(asked, np.int64))
         bounds = self._workspace.bounds
         shaped = shape_rows(self.logits[:sampling], drawn.options, lines, bounds, adjusted=drawn.adjusted)
         found = logprobs(shaped, self.token_ids[:sampling][lines], wanted, as_logits=as_logits)

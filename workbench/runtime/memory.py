@@ -48,7 +48,7 @@ def gib(count: int) -> str:
 
 @torch.inference_mode()
 def measure(model: Decoder, settings: Settings, max_tokens: int, rows: int, scratch: int) -> MemoryBudget:
-    """Run the largest step with no attention and see what it takes.
+    """Run the largest step with no attention and see what it takes; attention's own is added.
 
     Args:
         max_tokens: tokens of the largest step. rows: lines of the largest batch.
@@ -73,8 +73,10 @@ def measure(model: Decoder, settings: Settings, max_tokens: int, rows: int, scra
             f" {gib(held)} GiB: lower max_num_batched_tokens (to {max_tokens // 2}, say) or max_num_seqs"
             f" (to {max(1, rows // 2)})"
         ) from error
-    # qkv and attention's output stand beside the turned queries, and beside what torch's own attention gives.
-    peak = torch.cuda.max_memory_allocated(device) - held + 2 * max_tokens * width * model.dtype.itemsize
+    # Beside qkv and attention's output there are the turned queries, what torch's own attention gives, and
+    # queries, keys and values of a long prompt once more where its length is rounded up.
+    beside = max_tokens * (3 * width + 2 * spec.num_kv_heads * spec.head_dim) * model.dtype.itemsize
+    peak = torch.cuda.max_memory_allocated(device) - held + beside
     del ids, hidden
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
