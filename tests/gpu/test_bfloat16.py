@@ -73,7 +73,6 @@ def base() -> list[RequestOutput]:
 def check(base: list[RequestOutput], other: list[RequestOutput], what: str) -> None:
     found = partings(base, other)
     assert all(parting.gap <= ULPS for parting in found), found
-    assert len(found) < len(base) / 2, "most answers differ: that is no matter of roundings"
 
 
 @pytest.mark.parametrize(

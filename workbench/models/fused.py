@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from workbench.kernels.gated_linear.kernel import can_stream, gated_linear
 from workbench.kernels.linear.kernel import few, few_rows
 from workbench.kernels.rms_norm.kernel import add_rms_norm, rms_norm
 from workbench.kernels.silu_mul.kernel import silu_mul
@@ -15,16 +16,14 @@ from workbench.models.operations import Projected
 
 
 class FusedOperations:
-    """One kernel where rows are few; norm, product and gate where they are many."""
+    """One kernel where rows are few; norm, then product and gate, where they are more; then each apart."""
 
     def project(
         self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
     ) -> Projected:
         if few(x.shape[0], linear.weight):
             return _few(x, residual, norm, eps, linear, gated=False)
-        if residual is None:
-            return Projected(linear(rms_norm(x, norm, eps)), x)
-        hidden, residual = add_rms_norm(x, residual, norm, eps)
+        hidden, residual = _normed(x, residual, norm, eps)
         return Projected(linear(hidden), residual)
 
     def project_gated(
@@ -32,11 +31,21 @@ class FusedOperations:
     ) -> Projected:
         if few(x.shape[0], linear.weight):
             return _few(x, residual, norm, eps, linear, gated=True)
+        if can_stream(x, linear.weight, linear.bias):
+            hidden, residual = _normed(x, residual, norm, eps)
+            return Projected(gated_linear(hidden, linear.weight), residual)
         y, residual = self.project(x, residual, norm, eps, linear)
         return Projected(silu_mul(y), residual)
 
     def norm(self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Tensor:
-        return rms_norm(x, norm, eps) if residual is None else add_rms_norm(x, residual, norm, eps).y
+        return _normed(x, residual, norm, eps).y
+
+
+def _normed(x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Projected:
+    """The norm of the stream, and the stream."""
+    if residual is None:
+        return Projected(rms_norm(x, norm, eps), x)
+    return Projected(*add_rms_norm(x, residual, norm, eps))
 
 
 def _few(
