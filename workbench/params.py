@@ -150,12 +150,18 @@ class SamplingParams:
 
     def clone(self) -> SamplingParams:
         """A copy that shares no list or dict with this one."""
-        return copy.deepcopy(self)
+        twin = object.__new__(type(self))
+        for name in _SAMPLING_NAMES:
+            value = getattr(self, name)
+            # Every request is cloned: what cannot change is not looked into.
+            object.__setattr__(twin, name, value if isinstance(value, _PLAIN) else copy.deepcopy(value))
+        return twin
 
     def __repr__(self) -> str:
         return _short_repr(self)
 
 
+_PLAIN = (int, float, str, type(None), RequestOutputKind)
 _SAMPLING_NAMES = frozenset(f.name for f in fields(SamplingParams))
 
 

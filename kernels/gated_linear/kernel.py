@@ -19,6 +19,9 @@ from workbench.kernels.launch import early
 from workbench.kernels.silu_mul.kernel import silu_times
 
 MOST_ROWS = 128  # of x
+# Bytes of weights up to which any number of rows up to 64 is faster here than in a library's product and a
+# SiLU; beyond, whole tiles are: 64 or 128 rows (kernels/LOG.md).
+SMALL_BYTES = 16 << 20
 LEAST_TILES = 132  # programs that fill an H200; where tiles of 64 are fewer, they are cut in two
 
 
@@ -31,13 +34,13 @@ class Tile(NamedTuple):
     stages: int
 
 
-def can_stream(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `gated_linear` takes these: 16 bits, whole tiles, and a GPU with the copy engine."""
-    n, n_in = weight.shape[0] // 2, weight.shape[1]
+def pays(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `gated_linear` takes these (16 bits, whole tiles, a GPU with the copy engine) and is faster."""
+    rows, n, n_in = x.shape[0], weight.shape[0] // 2, weight.shape[1]
     return (
         bias is None
         and x.dtype.itemsize == 2
-        and x.shape[0] <= MOST_ROWS
+        and (rows in (64, MOST_ROWS) or (rows < 64 and weight.nbytes <= SMALL_BYTES))
         and n % 64 == 0
         and n_in % 128 == 0
         and (x.device.type == "cpu" or torch.cuda.get_device_capability(x.device)[0] >= 9)

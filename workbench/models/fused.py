@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from workbench.kernels.gated_linear.kernel import can_stream, gated_linear
+from workbench.kernels.gated_linear.kernel import gated_linear, pays
 from workbench.kernels.linear.kernel import few, few_rows
 from workbench.kernels.rms_norm.kernel import add_rms_norm, rms_norm
 from workbench.kernels.silu_mul.kernel import silu_mul
@@ -31,7 +31,7 @@ class FusedOperations:
     ) -> Projected:
         if few(x.shape[0], linear.weight):
             return _few(x, residual, norm, eps, linear, gated=True)
-        if can_stream(x, linear.weight, linear.bias):
+        if pays(x, linear.weight, linear.bias):
             hidden, residual = _normed(x, residual, norm, eps)
             return Projected(gated_linear(hidden, linear.weight), residual)
         y, residual = self.project(x, residual, norm, eps, linear)
