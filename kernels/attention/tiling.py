@@ -49,8 +49,8 @@ def few_tile(shape: Shape, count: int, requests: int) -> Tile:
     if rows > 16 or shape.head_dim > 128:
         return Tile(rows, queries, 64 if shape.head_dim <= 128 else 32, 4, 3)
     # Contexts of 100 .. 1700 keys, the longest first, 16/8 heads: 142 of them 124 us with steps of 128 keys
-    # and 130 with 32, two warps and four stages; 256 of them 228 and 234. 256 x 600: 151 us with 32 keys and 160
-    # with 64, two warps and three stages; 64 x 1000: 79 and 75.
+    # and 130 with 32, two warps and four stages; 256 of them 228 and 234. 256 x 600: 151 us with 32 keys and
+    # 160 with 64, two warps and three stages; 64 x 1000: 79 and 75.
     programs = requests * shape.kv_heads
     if programs <= 8 * shape.processors:
         return Tile(rows, queries, 64, 2, 3)
