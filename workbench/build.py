@@ -43,6 +43,7 @@ class Built:
     spec: ModelSpec
     folder: Path
     tokenizer: Any | None
+    memory: str  # what the device's memory goes to: a table for people
 
 
 def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
@@ -90,7 +91,9 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     if not settings.skip_tokenizer_init:
         source = settings.tokenizer or folder
         tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
-    return Built(engine, config, spec, folder, tokenizer)
+    memory = _memory_table(config, budget)
+    logger.info("%s", memory)
+    return Built(engine, config, spec, folder, tokenizer, memory)
 
 
 def _measure(model: Decoder, s: Settings, described: Device, length: int) -> MemoryBudget:
@@ -98,10 +101,13 @@ def _measure(model: Decoder, s: Settings, described: Device, length: int) -> Mem
     scratch = 0
     if backend.has_kernels(model.device):
         scratch = scratch_bytes(model.spec, rows, tokens, length, s.block_size, model.dtype)
-    budget = measure(model, s, tokens, rows, scratch)
-    for line in budget.lines():
-        logger.info("%s", line)
-    return budget
+    return measure(model, s, tokens, rows, scratch)
+
+
+def _memory_table(config: EngineConfig, budget: MemoryBudget | None) -> str:
+    tokens = f"{config.num_blocks} blocks of {config.block_size}, {config.num_cache_tokens} tokens"
+    cache = f"{'KV cache taken':<28}{gib(config.kv_cache_bytes):>9} GiB: {tokens}"
+    return "\n".join([*(budget.lines() if budget else ()), cache])
 
 
 def _lacks_memory(error: BaseException) -> bool:

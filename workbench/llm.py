@@ -121,6 +121,7 @@ class LLM:
         self._emit = Emitter()
         self._built: Built | None = build(settings, self._clock, self._emit)
         self.config: EngineConfig = self._built.config
+        self._memory = self._built.memory
         self._requests = OpenRequests(self._built.engine)
         self._streams: AsyncStreams | None = AsyncStreams(self._requests)
         self._checks: Intake | None = Intake(
@@ -174,6 +175,14 @@ class LLM:
         """What happened, as tables; it can still be read when the engine is closed."""
         assert self._trace is not None, "the trace is made with the engine"
         return self._trace
+
+    @property
+    def memory(self) -> str:
+        """What the device's memory goes to, in GiB, and the tokens that the KV cache holds: a table to print.
+
+        On a GPU: weights, the activations of the largest step as it was measured, graphs, and what is left.
+        """
+        return self._memory
 
     def __repr__(self) -> str:
         c = self.config

@@ -66,10 +66,12 @@ def scratch_bytes(
     """
     from workbench.kernels.attention.kernel import space_bytes
     from workbench.kernels.sample.kernel import CANDIDATES, GROUP, MAX_PARTS
+    from workbench.runtime.device_batch import line_widths
 
     attention = space_bytes(rows, tokens, spec.num_heads, spec.num_kv_heads, spec.head_dim)
     logits = rows * spec.vocab_size * dtype.itemsize
     sampling = rows * (4 * 3 * MAX_PARTS + 8 * -(-spec.vocab_size // GROUP) + 8 * CANDIDATES)
     groups = len(kv_groups(spec))
-    batch = 4 * rows * (length + groups * -(-length // block_size))
+    width, blocks = line_widths(length, block_size)
+    batch = 4 * rows * (width + groups * blocks)
     return attention + logits + sampling + batch + 8 * (2 + groups) * tokens

@@ -22,6 +22,16 @@ from workbench.runtime.sampler import is_adjusted
 
 SHARED_BLOCKS = 8  # so long a common prefix has to be to be read apart
 SHARING_ROWS = 8  # and so many requests have to share it
+STRIDE = 16  # numbers; of lines of tokens and tables
+
+
+def line_widths(max_length: int, block_size: int) -> tuple[int, int]:
+    """Numbers of a line of tokens, and of a line of a block table.
+
+    Whole multiples, or kernels, which know what divides a stride, would be compiled anew for other lengths.
+    """
+    most_blocks = -(-max_length // block_size)
+    return -(-max_length // STRIDE) * STRIDE, -(-most_blocks // STRIDE) * STRIDE
 
 
 class DeviceBatch:
@@ -35,8 +45,8 @@ class DeviceBatch:
         self.block_size = layouts[0].block_size
         self.device = device = pinned.device
         self.pinned = pinned
-        max_blocks = -(-max_length // self.block_size)
-        self.tokens = torch.zeros((max_rows, max_length), dtype=torch.int32, device=device)
+        width, max_blocks = line_widths(max_length, self.block_size)
+        self.tokens = torch.zeros((max_rows, width), dtype=torch.int32, device=device)
         self.tables = tuple(
             torch.full((max_rows, max_blocks), NULL_BLOCK, dtype=torch.int32, device=device) for _ in layouts
         )

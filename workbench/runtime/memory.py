@@ -38,7 +38,7 @@ class MemoryBudget(NamedTuple):
             f"{'- weights':<28}{gib(self.weights):>9} GiB",
             f"{'- activations of a step':<28}{gib(self.activations):>9} GiB",
             f"{'- graphs':<28}{gib(self.graphs):>9} GiB",
-            f"{'= KV cache':<28}{gib(self.kv_cache):>9} GiB",
+            f"{'= left for the KV cache':<28}{gib(self.kv_cache):>9} GiB",
         ]
 
 
