@@ -14,7 +14,7 @@ from workbench.cache.manager import Hit
 from workbench.engine.books import NOBODY, Books
 from workbench.engine.events import PrefixLookedUp, RequestAdmitted
 from workbench.engine.flight import Flight
-from workbench.engine.plan import Addition, Growth, Ints, StepPlan
+from workbench.engine.plan import Addition, Growth, StepPlan
 from workbench.engine.request import Request, State
 from workbench.engine.running import Admission, Longs
 
@@ -51,8 +51,6 @@ class Planner:
         self._room = 0  # of those, how many find room in the blocks that are held
         most = books.limits.max_rows
         self._ones: Longs = np.ones(most, np.int64)
-        self._one_each: Ints = np.ones(most, np.int32)
-        self._all_sample = np.ones(most, bool)
         self._no_growth = (NO_GROWTH,) * len(books.cache.groups)
         self._nothing = Draft(books.limits.budget, [])  # what a step like the one before decides
         self._last_block: Longs = np.arange(-books.cache.block_size, 0)  # places of its tokens, from its end
@@ -97,8 +95,8 @@ class Planner:
         self._steady -= 1
         self._room -= 1
         plan = StepPlan(
-            books.next_index(), books.limits.budget, running.rows, starts, self._one_each[:n],
-            self._all_sample[:n], books.take_removed(), (), self._no_growth, books.emit.logprobs,
+            books.next_index(), books.limits.budget, running.rows, starts, running.one_each,
+            running.all_sample, books.take_removed(), (), self._no_growth, books.emit.logprobs,
         )  # fmt: skip
         books.flights.append(Flight(plan, running.rows, running.requests, None, running.version, [], ()))
         return self._nothing
@@ -286,7 +284,7 @@ class Planner:
         running, n = self._books.running, self._books.running.count
         starts = running.computed.astype(np.int32)
         places = None
-        rows, granted, samples = running.rows, self._one_each[:n], self._all_sample[:n]
+        rows, granted, samples = running.rows, running.one_each, running.all_sample
         if steady:
             running.advance(self._ones[:n])
             self._steady -= 1

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from workbench.cache.hashing import HashAlgorithm, hash_function
-from workbench.cache.journal import REASONS
+from workbench.cache.kv_events import CACHE_RESET
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
 from workbench.engine.books import Limits
@@ -47,8 +47,6 @@ from workbench.engine.scheduler import Scheduler
 from workbench.errors import check_names
 from workbench.params import SamplingParams
 from workbench.trace import Trace
-
-_RESET = REASONS.index("cache reset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +265,7 @@ class _Player:
                     self._fail(event, events[place + 1 :])
                 case RequestFinished(reason="abort"):
                     self.scheduler.abort([self._latest[event.request_id]])
-                case BlocksChanged() if (event.reasons == _RESET).any():
+                case BlocksChanged() if any(change.reason == CACHE_RESET for change in event.changes):
                     self.scheduler.forget_prefixes()
                 case _:
                     pass  # what follows from the calls above
