@@ -27,13 +27,13 @@ def ints(*values: int) -> np.ndarray:
 
 
 def arrived(at: float, name: str, prompt: int, max_tokens: int = 4) -> RequestArrived:
-    return RequestArrived(at, name, np.arange(prompt, dtype=np.int32), max_tokens, 0)
+    return RequestArrived(at, name, np.arange(prompt, dtype=np.int32), max_tokens, 0, b"")
 
 
 def admitted(
     at: float, step: int, name: str, tokens: int, cached: int = 0, reached: int | None = None
 ) -> RequestAdmitted:
-    return RequestAdmitted(at, step, name, 0, tokens, cached, reached or 0, reached is not None)
+    return RequestAdmitted(at, step, name, 0, tokens, tokens, cached, reached or 0, reached is not None)
 
 
 def planned(

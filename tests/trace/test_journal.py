@@ -234,7 +234,7 @@ def test_what_waits_is_written_after_a_second_and_when_it_is_much(tmp_path: Path
 
     clock = StandingClock()
     writer = Journal(tmp_path, clock)
-    arrived = RequestArrived(0.0, "a", np.arange(3, dtype=np.int32), 4, 0)
+    arrived = RequestArrived(0.0, "a", np.arange(3, dtype=np.int32), 4, 0, b"")
     writer(arrived)
     clock.now += SECONDS - 0.01
     writer(arrived)

@@ -52,8 +52,8 @@ class Limits:
 class Counts:
     """What happened since the start."""
 
-    prefix_queries: int = 0  # tokens looked up in the prefix cache
-    prefix_hits: int = 0  # tokens found there
+    prefix_queries: int = 0  # tokens looked up in the prefix cache, by requests admitted for the first time
+    prefix_hits: int = 0  # tokens they found there
     prompt_tokens: int = 0  # of admitted requests
     generation_tokens: int = 0
     preemptions: int = 0
@@ -117,6 +117,7 @@ class Books:
                     request.prompt_token_ids,
                     request.max_length - request.num_prompt_tokens,
                     request.priority,
+                    request.tables.root,
                 )
             )
 

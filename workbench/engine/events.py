@@ -39,13 +39,14 @@ class RequestArrived:
     prompt_token_ids: Ints  # [num_prompt_tokens]
     max_tokens: int
     priority: int
+    cache_root: bytes  # keeps its blocks apart: a hash of cache_salt, b"" where it shares with everybody
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixLookedUp:
     """A waiting request's prefix was looked up in the cache; it is admitted if there is room for the rest.
 
-    A request that does not read the prefix cache is not looked up.
+    A request that does not read the prefix cache is not looked up, and with no cache nobody is.
     """
 
     at: float
@@ -64,7 +65,8 @@ class RequestAdmitted:
     request_id: str
     row: int
     num_tokens: int  # prompt and, after a preemption, what it had generated
-    num_cached_tokens: int  # found in the prefix cache, not computed again
+    num_queried: int  # of them, looked up in the prefix cache: all, or none
+    num_cached_tokens: int  # of those, found, not computed again
     num_reached: int  # tokens it had computed before its last preemption; 0 when it is new
     resumed: bool  # it ran before and was preempted
 

@@ -226,7 +226,7 @@ class Planner:
         return additions, np.concatenate([counts, np.array(granted, np.int64)])
 
     def _lookup(self, request: Request) -> Hit:
-        if request.params.skip_reading_prefix_cache:
+        if not self._reads_cache(request):
             return Hit(0, [[] for _ in self._books.cache.groups])
         books, queried = self._books, len(request.token_ids)
         hit = books.cache.lookup(request.tables, request, queried)
@@ -236,13 +236,19 @@ class Planner:
             )
         return hit
 
+    def _reads_cache(self, request: Request) -> bool:
+        return self._books.cache.caching and not request.params.skip_reading_prefix_cache
+
     def _count_lookup(self, request: Request, found: int) -> None:
-        if not request.params.skip_reading_prefix_cache:
-            self._books.counts.prefix_queries += len(request.token_ids)
-            self._books.counts.prefix_hits += found
-        if request.num_preemptions == 0:
-            self._books.counts.prompt_tokens += request.num_prompt_tokens
-            request.num_cached_tokens = found
+        """The first time only, as in vLLM: a request that comes back finds what it left itself."""
+        if request.num_preemptions:
+            return
+        counts = self._books.counts
+        counts.prompt_tokens += request.num_prompt_tokens
+        request.num_cached_tokens = found
+        if self._reads_cache(request):
+            counts.prefix_queries += request.num_prompt_tokens
+            counts.prefix_hits += found
 
     def _enter(self, admission: Admission) -> Addition:
         request, now = admission.request, self._books.clock()
@@ -260,6 +266,7 @@ class Planner:
                     request.request_id,
                     request.row,
                     num_tokens,
+                    num_tokens if self._reads_cache(request) else 0,
                     admission.computed,
                     reached,
                     resumed,
