@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.trace.house import House, build
 from tests.trace.test_codec import equal
 from tests.trace.test_files import same
+from tests.trace.test_sums import workloads
 from workbench.engine.events import EngineStarted, Event, RequestArrived, RequestFinished
 from workbench.trace import Trace, journal
 from workbench.trace.frames import frame, read_frame
@@ -202,6 +206,29 @@ def test_a_killed_process_loses_at_most_the_last_second(tmp_path: Path) -> None:
     assert committed.step.tolist() == list(range(len(committed)))
     assert committed.step.max() >= max(step for at, step in told if at <= told[-1][0] - SECONDS) > 10
     assert trace.steps.scheduled.sum() == trace.step_requests.scheduled.sum()
+
+
+@settings(max_examples=20)
+@given(
+    work=workloads(), depth=st.integers(0, 2), blocks=st.integers(14, 30), flushes=st.sets(st.integers(0, 40))
+)
+def test_wherever_it_is_written_the_tables_are_the_same(
+    work: list[tuple[list[int], int]], depth: int, blocks: int, flushes: set[int]
+) -> None:
+    house = build(budget=12, blocks=blocks, depth=depth)
+    with TemporaryDirectory() as folder:
+        with house.trace.record(folder) as t, house.trace.record() as memory:
+            for prompt, most in work:
+                house.add(prompt, most)
+            for place in count():
+                if place in flushes:
+                    t.flush()
+                if not house.engine.scheduler.has_work:
+                    break
+                house.engine.advance()
+        loaded = Trace.load(folder, decode=house.trace._decode)
+    assert same(loaded, memory)
+    assert same(loaded, house.trace)  # the ring, which has let nothing go
 
 
 def test_when_nothing_is_open_nothing_waits_to_be_written(tmp_path: Path) -> None:

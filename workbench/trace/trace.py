@@ -269,6 +269,11 @@ class Trace:
 
 
 def _write_text(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{path} cannot be written ({error.strerror or error}): name another file"
+        ) from None
     return path
