@@ -172,6 +172,7 @@ def _plan_memory(
         block_size=s.block_size,
         num_blocks=num_blocks,
         num_kv_groups=len(groups),
+        kv_windows=tuple(group.window for group in groups),
         kv_cache_bytes=num_blocks * block_bytes,
         enable_prefix_caching=s.enable_prefix_caching,
         prefix_caching_hash_algo=s.prefix_caching_hash_algo,

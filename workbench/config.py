@@ -139,6 +139,7 @@ class EngineConfig:
     block_size: int
     num_blocks: int
     num_kv_groups: int  # layers by layout; a token takes a block's place in each
+    kv_windows: tuple[int | None, ...]  # of each group, tokens that its layers attend to; None: all
     kv_cache_bytes: int
     enable_prefix_caching: bool
     prefix_caching_hash_algo: HashAlgorithm

@@ -320,6 +320,7 @@ class LLM:
         engine = self._engine
         with engine.undisturbed() as interrupts:
             commit = engine.step()
+            self.trace.flush()  # whoever steps by hand may look long before the next step
             interrupts.check()  # while nothing has been told, so that the next step tells it
             touched = {id(r) for r in (*commit.requests, *commit.finished)} if commit is not None else set()
             outputs = []

@@ -1,11 +1,15 @@
-"""The engine's counters and gauges, by the names vLLM gave them. Reads the scheduler, changes nothing."""
+"""The engine's counters and gauges, by the names vLLM gave them, of a live engine and of a trace alike."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from workbench.engine.scheduler import Scheduler
+if TYPE_CHECKING:
+    from workbench.engine.scheduler import Scheduler
+
+REASONS = ("stop", "length", "abort", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,29 +20,63 @@ class Metric:
     kind: Literal["counter", "gauge"]
     value: float
     labels: tuple[tuple[str, str], ...] = ()
+    meaning: str = ""
+
+
+class Totals(NamedTuple):
+    """What the figures are made of, whoever counted it."""
+
+    running: int
+    waiting: int
+    blocks_held: int
+    blocks: int
+    queried_tokens: int  # looked up in the prefix cache by requests that were scheduled for the first time
+    cached_tokens: int  # and found
+    prompt_tokens: int
+    output_tokens: int
+    preemptions: int
+    finished: Mapping[str, int]  # by reason
+
+
+def metrics_of(totals: Totals) -> list[Metric]:
+    """The figures, in vLLM's meaning: a lookup after a preemption counts as neither query nor hit."""
+    gauges = (
+        ("num_requests_running", totals.running, "Requests with a batch row."),
+        ("num_requests_waiting", totals.waiting, "Requests in the queue."),
+        ("kv_cache_usage_perc", totals.blocks_held / max(totals.blocks, 1), "KV blocks held; 1 is all."),
+    )
+    counters = (
+        ("prefix_cache_queries", totals.queried_tokens, "Tokens looked up in the prefix cache."),
+        ("prefix_cache_hits", totals.cached_tokens, "Tokens found in the prefix cache."),
+        ("prompt_tokens", totals.prompt_tokens, "Prompt tokens of the requests that were scheduled."),
+        ("generation_tokens", totals.output_tokens, "Tokens generated."),
+        ("num_preemptions", totals.preemptions, "Preemptions."),
+    )
+    ends = [
+        Metric("vllm:request_success", "counter", totals.finished.get(reason, 0),
+               (("finished_reason", reason),), "Requests that ended, by reason.")
+        for reason in REASONS
+    ]  # fmt: skip
+    return [
+        *(Metric(f"vllm:{name}", "gauge", value, (), meaning) for name, value, meaning in gauges),
+        *(Metric(f"vllm:{name}", "counter", value, (), meaning) for name, value, meaning in counters),
+        *ends,
+    ]
 
 
 def read_metrics(scheduler: Scheduler) -> list[Metric]:
     """The figures of now."""
     pool, counts = scheduler.cache.pool, scheduler.counts
-    gauges = {
-        "vllm:num_requests_running": scheduler.running.count,
-        "vllm:num_requests_waiting": len(scheduler.waiting),
-        "vllm:kv_cache_usage_perc": pool.num_held / pool.num_blocks,
-    }
-    counters = {
-        "vllm:prefix_cache_queries": counts.prefix_queries,
-        "vllm:prefix_cache_hits": counts.prefix_hits,
-        "vllm:prompt_tokens": counts.prompt_tokens,
-        "vllm:generation_tokens": counts.generation_tokens,
-        "vllm:num_preemptions": counts.preemptions,
-    }
-    success = [
-        Metric("vllm:request_success", "counter", count, (("finished_reason", reason),))
-        for reason, count in sorted(counts.finished.items())
-    ]
-    return [
-        *(Metric(name, "gauge", value) for name, value in gauges.items()),
-        *(Metric(name, "counter", value) for name, value in counters.items()),
-        *success,
-    ]
+    totals = Totals(
+        running=scheduler.running.count,
+        waiting=len(scheduler.waiting),
+        blocks_held=pool.num_held,
+        blocks=pool.num_blocks,
+        queried_tokens=counts.prefix_queries,
+        cached_tokens=counts.prefix_hits,
+        prompt_tokens=counts.prompt_tokens,
+        output_tokens=counts.generation_tokens,
+        preemptions=counts.preemptions,
+        finished={str(reason): count for reason, count in counts.finished.items()},
+    )
+    return metrics_of(totals)

@@ -10,17 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trace.house import BLOCK_SIZE, MAX_LENGTH, House, build
+from workbench.cache.manager import KVGroup
 from workbench.engine.events import EngineStarted, RequestArrived
 from workbench.sim.replay import replay
 from workbench.trace import Trace
 
 
-def house_of(budget: int = 12, blocks: int = 14, depth: int = 0) -> House:
+def house_of(
+    budget: int = 12, blocks: int = 14, depth: int = 0, windows: tuple[int | None, ...] = (None,)
+) -> House:
     """A house that says its settings by the names an engine says them."""
-    house = build(budget=budget, blocks=blocks, depth=depth)
+    groups = [KVGroup((layer,), window) for layer, window in enumerate(windows)]
+    house = build(budget=budget, blocks=blocks * len(groups), depth=depth, groups=groups)
     config = {
-        "model": "fake", "device": "cpu", "num_blocks": blocks, "block_size": BLOCK_SIZE, "max_num_seqs": 8,
-        "max_num_batched_tokens": budget, "max_model_len": MAX_LENGTH,
+        "model": "fake", "device": "cpu", "num_blocks": blocks * len(groups), "block_size": BLOCK_SIZE,
+        "max_num_seqs": 8, "max_num_batched_tokens": budget, "max_model_len": MAX_LENGTH,
+        "kv_windows": windows,
     }  # fmt: skip
     house.emitter(EngineStarted(house.runner.clock(), config))
     return house
@@ -65,21 +70,25 @@ def test_a_recorded_folder_replays(tmp_path: Path) -> None:
     assert not Trace.diff(house.trace, replay(Trace.load(tmp_path)))
 
 
-@settings(max_examples=60)
+SALTS = st.sampled_from([b"", b"", b"one", b"another"])
+
+
+@settings(max_examples=80)
 @given(
     work=st.lists(
-        st.tuples(st.integers(0, 12), st.integers(1, 20), st.integers(1, 12), st.integers(0, 3)),
+        st.tuples(st.integers(0, 12), st.integers(1, 20), st.integers(1, 12), st.integers(0, 3), SALTS),
         min_size=1, max_size=10,
     ),
     budget=st.integers(3, 40), blocks=st.integers(14, 30), depth=st.integers(0, 2),
     pauses=st.lists(st.integers(0, 4), min_size=10, max_size=10),
     abort_at=st.integers(0, 30), fail_at=st.none() | st.integers(0, 20), reset=st.booleans(),
+    windows=st.sampled_from([(None,), (6,), (None, 6), (5, None, 9)]),
 )  # fmt: skip
-def test_any_run_replays(work, budget, blocks, depth, pauses, abort_at, fail_at, reset) -> None:  # type: ignore[no-untyped-def]
-    house = house_of(budget, blocks, depth)
+def test_any_run_replays(work, budget, blocks, depth, pauses, abort_at, fail_at, reset, windows) -> None:  # type: ignore[no-untyped-def]
+    house = house_of(budget, blocks, depth, windows)
     house.runner.fail_at = fail_at
-    for (shared, own, most, later), pause in zip(work, pauses, strict=False):
-        house.add([1] * shared + [2 + later] * own, most)
+    for (shared, own, most, later, salt), pause in zip(work, pauses, strict=False):
+        house.add([1] * shared + [2 + later] * own, most, cache_root=salt)
         for _ in range(pause):
             if house.engine.scheduler.has_work:
                 house.engine.advance()
@@ -143,6 +152,29 @@ def test_another_policy_is_followed(policy: object) -> None:
     assert replay(trace).step_requests.request_id.drop_duplicates().tolist() == ["0", "1", "2"]
 
 
+def test_requests_that_may_not_share_blocks_do_not_when_replayed() -> None:
+    house = house_of(blocks=40)
+    for salt in (b"one", b"another", b"one", b""):
+        house.add([1] * 12, max_tokens=1, cache_root=salt)
+        house.run()
+    found = house.trace.requests.cached_tokens.tolist()
+    assert found == [0, 0, 8, 0]
+    assert replay(house.trace).requests.cached_tokens.tolist() == found
+    roots = house.trace.requests.cache_root
+    assert roots.tolist()[:3] == [b"one".hex(), b"another".hex(), b"one".hex()]
+    assert roots.isna().tolist() == [False, False, False, True]
+
+
+def test_windows_come_from_the_trace_and_can_be_changed(tmp_path: Path) -> None:
+    house = house_of(blocks=40, windows=(None, 5))
+    with house.trace.record(tmp_path):
+        mixed(house)
+    loaded = Trace.load(tmp_path)
+    assert not Trace.diff(house.trace, replay(loaded))
+    whole = replay(loaded, kv_windows=(None, None))
+    assert whole.steps.blocks_held.max() > house.trace.steps.blocks_held.max()
+
+
 # --- what cannot be replayed ----------------------------------------------------------------------------
 
 
@@ -177,7 +209,7 @@ def test_a_ring_that_let_steps_go_is_refused() -> None:
         ({"max_model_len": 5}, ValueError, r"may have \d+ tokens, max_model_len is 5"),
         ({"budget": 5}, TypeError, "replay has no 'budget'"),
         ({"scheduling_policy": "lifo"}, ValueError, "lifo"),
-        ({"num_kv_groups": 2}, ValueError, "2 KV groups, the trace does not say their windows"),
+        ({"kv_windows": (None, None, None)}, ValueError, r"may need \d+ blocks, num_blocks is 14"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict, error: type[Exception], says: str) -> None:
@@ -188,3 +220,18 @@ def test_settings_that_cannot_be_are_refused(changes: dict, error: type[Exceptio
 def test_a_trace_that_does_not_say_its_settings_asks_for_them() -> None:
     with pytest.raises(ValueError, match="does not say block_size: pass block_size="):
         replay(build().trace)
+
+
+def test_a_policy_that_is_an_object_has_to_be_handed_over() -> None:
+    house = house_of(budget=4)
+    started = house.trace.recording().events[-1]
+    assert isinstance(started, EngineStarted)
+    house.emitter(replace(started, config=started.config | {"scheduling_policy": repr(Last())}))
+    for number in range(3):
+        house.add([number] * 6, max_tokens=2, ignore_eos=True)
+    house.run()
+    with pytest.raises(ValueError, match=r"policy of its own, <.*Last object.*>.*pass scheduling_policy="):
+        replay(house.trace)
+    order = replay(house.trace, scheduling_policy=Last()).step_requests.request_id
+    assert order.drop_duplicates().tolist() == ["2", "1", "0"]
+    assert replay(house.trace, scheduling_policy="fcfs").runs.requests.tolist() == [3]

@@ -93,7 +93,9 @@ class House:
     trace: Trace
     requests: list[Request]
 
-    def add(self, prompt: Sequence[int], max_tokens: int = 4, **params: object) -> Request:
+    def add(
+        self, prompt: Sequence[int], max_tokens: int = 4, cache_root: bytes = b"", **params: object
+    ) -> Request:
         scheduler = self.engine.scheduler
         request = Request(
             request_id=str(len(self.requests)),
@@ -103,7 +105,7 @@ class House:
             seed=0,
             eos_token_ids=(0,),
             times=Times(self.runner.clock()),
-            tables=scheduler.cache.open(b""),
+            tables=scheduler.cache.open(cache_root),
         )
         self.requests.append(request)
         scheduler.add(request)
@@ -123,9 +125,10 @@ def build(
     rows: int = 8,
     groups: Sequence[KVGroup] = (KVGroup((0,)),),
     watched: bool = True,
+    caching: bool = True,
 ) -> House:
     clock, emitter = TickingClock(), Emitter()
-    cache = CacheManager(BlockPool(blocks), groups, BLOCK_SIZE, hash_function("sha256"), caching=True)
+    cache = CacheManager(BlockPool(blocks), groups, BLOCK_SIZE, hash_function("sha256"), caching=caching)
     scheduler = Scheduler(Limits(budget, rows, MAX_LENGTH), cache, FirstComeFirstServed(), clock, emitter)
     trace = Trace(max_steps, decode=lambda ids: " ".join(f"t{token_id}" for token_id in ids))
     if watched:

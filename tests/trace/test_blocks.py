@@ -195,8 +195,8 @@ def test_nothing_is_written_down_while_nobody_watches() -> None:
     house = build(watched=False)
     house.add([1] * 9)
     house.run()
-    assert house.engine.scheduler.cache._journal is None
+    assert house.engine.scheduler.cache._log is None
     house.emitter.add(house.trace.observer)
-    assert house.engine.scheduler.cache._journal is not None
+    assert house.engine.scheduler.cache._log is not None
     house.emitter.remove(house.trace.observer)
-    assert house.engine.scheduler.cache._journal is None
+    assert house.engine.scheduler.cache._log is None

@@ -27,13 +27,13 @@ def ints(*values: int) -> np.ndarray:
 
 
 def arrived(at: float, name: str, prompt: int, max_tokens: int = 4) -> RequestArrived:
-    return RequestArrived(at, name, np.arange(prompt, dtype=np.int32), max_tokens, 0)
+    return RequestArrived(at, name, np.arange(prompt, dtype=np.int32), max_tokens, 0, b"")
 
 
 def admitted(
     at: float, step: int, name: str, tokens: int, cached: int = 0, reached: int | None = None
 ) -> RequestAdmitted:
-    return RequestAdmitted(at, step, name, 0, tokens, cached, reached or 0, reached is not None)
+    return RequestAdmitted(at, step, name, 0, tokens, tokens, cached, reached or 0, reached is not None)
 
 
 def planned(
@@ -52,18 +52,17 @@ def planned(
 
 
 def committed(
-    at: float, index: int, taken: dict[str, tuple[int, int]], lines: int | None = None, overshoot: int = 0
+    at: float, index: int, taken: dict[str, int], lines: int | None = None, overshoot: int = 0
 ) -> StepCommitted:
-    """`taken` maps a request to its token and the token's position."""
-    tokens = ints(*(token for token, _ in taken.values()))
+    """`taken` maps a request to its token."""
+    tokens = ints(*taken.values())
     size = len(tokens) if lines is None else lines
     logprobs = LogprobColumns(
         np.linspace(-1, -2, size, dtype=np.float32), ints(*range(1, size + 1)), np.zeros((size, 1), np.int32),
         np.zeros((size, 1), np.float32), np.linspace(0, 1, size, dtype=np.float32),
     )  # fmt: skip
     result = StepResult(index, ints(), tokens, logprobs, at - 1.5, at - 0.5, 0.75)
-    positions, lines_taken = ints(*(position for _, position in taken.values())), ints(*range(len(taken)))
-    return StepCommitted(at, result, tuple(taken), tokens, positions, lines_taken, overshoot, commit_s=0.25)
+    return StepCommitted(at, result, tuple(taken), ints(*range(len(taken))), overshoot, commit_s=0.25)
 
 
 def finished(
@@ -91,9 +90,9 @@ def two() -> Trace:
         committed(106.0, 0, {}),
         admitted(107.0, 1, "b", 6, cached=4),
         planned(107.5, 1, ("a", 8, 2, True), ("b", 4, 2, True)),
-        committed(110.0, 1, {"a": (3, 10), "b": (4, 6)}),
+        committed(110.0, 1, {"a": 3, "b": 4}),
         planned(111.5, 2, ("a", 10, 1, True), ("b", 6, 1, True)),
-        committed(114.0, 2, {"a": (5, 11), "b": (6, 7)}),
+        committed(114.0, 2, {"a": 5, "b": 6}),
         finished(114.5, "a", 2),
         finished(114.5, "b", 2),
     )
@@ -165,13 +164,13 @@ def test_what_is_computed_again_is_prefill_and_recomputed() -> None:
         arrived(1, "a", 4),
         admitted(2, 0, "a", 4),
         planned(3, 0, ("a", 0, 4, True)),
-        committed(4, 0, {"a": (1, 4)}),
+        committed(4, 0, {"a": 1}),
         planned(5, 1, ("a", 4, 1, True)),
-        committed(6, 1, {"a": (1, 5)}),
+        committed(6, 1, {"a": 1}),
         RequestPreempted(7, 2, "a", 5, 0),  # tokens 0 to 4 had been computed; token 5 had not
         admitted(8, 2, "a", 6, cached=2, reached=5),
         planned(9, 2, ("a", 2, 4, True)),
-        committed(10, 2, {"a": (1, 6)}),
+        committed(10, 2, {"a": 1}),
         finished(11, "a", 3, preemptions=1),
     ).columns.steps
     assert s["recomputed"].tolist() == [0, 0, 3]
@@ -191,7 +190,7 @@ def test_what_a_resumption_finds_beyond_its_own_work_is_taken_off() -> None:
         RequestPreempted(5, 1, "a", 2, 0),
         admitted(6, 1, "a", 8, cached=6, reached=2),  # tokens 2 to 5 came from somebody else
         planned(7, 1, ("a", 6, 2, True)),
-        committed(8, 1, {"a": (1, 8)}),
+        committed(8, 1, {"a": 1}),
         finished(9, "a", 1, preemptions=1),
     ).columns
     assert tables.steps["recomputed"].tolist() == [0, -4]
@@ -207,7 +206,7 @@ def test_a_step_planned_for_a_request_that_ended_meanwhile_is_overshoot() -> Non
         admitted(2, 0, "b", 9),
         planned(3, 0, ("a", 0, 2, True), ("b", 0, 4, False)),
         planned(4, 1, ("a", 2, 1, True), ("b", 4, 4, False)),
-        committed(5, 0, {"a": (0, 2)}),
+        committed(5, 0, {"a": 0}),
         finished(6, "a", 1, "stop"),
         RequestPreempted(6.5, 2, "b", 4, 4),  # its chunk in flight goes too, though it would not have sampled
         committed(7, 1, {}, lines=1, overshoot=5),
@@ -237,7 +236,7 @@ def test_logprobs_are_shown_where_they_were_asked_for() -> None:
         arrived(1, "a", 1),
         arrived(1, "b", 1),
         planned(2, 0, ("a", 0, 1, True), ("b", 0, 1, True), logprobs=("b",)),
-        committed(3, 0, {"a": (5, 1), "b": (6, 1)}),
+        committed(3, 0, {"a": 5, "b": 6}),
     ).columns.tokens
     assert np.isnan(t["logprob"][0])
     assert np.isnan(t["rank"][0])
@@ -267,7 +266,7 @@ def test_a_trace_of_nothing_has_empty_tables_with_all_their_columns() -> None:
 
 def test_without_a_tokenizer_texts_are_missing() -> None:
     trace = Trace(None)
-    for event in (arrived(1, "a", 1), planned(2, 0, ("a", 0, 1, True)), committed(3, 0, {"a": (5, 1)})):
+    for event in (arrived(1, "a", 1), planned(2, 0, ("a", 0, 1, True)), committed(3, 0, {"a": 5})):
         trace.observer(event)
     assert trace.columns.tokens["text"].tolist() == [None]
     assert trace.columns.requests["prompt"].tolist() == [None]

@@ -201,7 +201,7 @@ def test_prometheus_says_what_the_tables_say(house: House) -> None:
     held, free = s.blocks_held.iloc[-1], s.blocks_free.iloc[-1]
     assert one(families, "vllm:kv_cache_usage_perc") == pytest.approx(held / (held + free))
     assert one(families, "vllm:prompt_tokens_total") == r.prompt_tokens[r.scheduled_s.notna()].sum()
-    assert one(families, "vllm:prefix_cache_queries_total") == r.prompt_tokens[r.scheduled_s.notna()].sum()
+    assert one(families, "vllm:prefix_cache_queries_total") == r.queried_tokens.sum() > 0
     assert one(families, "vllm:prefix_cache_hits_total") == r.cached_tokens.sum() > 0
     assert one(families, "vllm:generation_tokens_total") == len(t)
     assert one(families, "vllm:num_preemptions_total") == r.preemptions.sum() > 0
@@ -249,3 +249,14 @@ def test_a_trace_of_nothing_is_valid_too() -> None:
     families = parse(Trace().to_prometheus())
     assert one(families, "vllm:generation_tokens_total") == 0
     assert one(families, "vllm:time_to_first_token_seconds", "_count") == 0
+
+
+@pytest.mark.parametrize("write", ["to_perfetto", "to_report"])
+def test_a_file_that_cannot_be_written_is_named_with_the_remedy(
+    house: House, tmp_path: Path, write: str
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for place in (tmp_path, tmp_path / "mine" / "trace", Path("/proc/none/trace")):
+        with pytest.raises(OSError, match=rf"{place} cannot be written \(.+\): name another file"):
+            getattr(house.trace, write)(place)
+    assert (tmp_path / "mine").read_text() == "mine"

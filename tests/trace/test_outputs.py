@@ -9,6 +9,8 @@ import pytest
 
 from tests.llm import tiny
 from workbench import LLM, RequestOutput, SamplingParams
+from workbench.sim.replay import replay
+from workbench.trace import Trace
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +80,48 @@ def test_tables_and_outputs_say_the_same(folder: Path, seed: int) -> None:
     change = taken.astype(int) - freed.astype(int)
     held = change.groupby(b.step).sum().reindex(s.step, fill_value=0).cumsum()
     assert held.tolist() == s.blocks_held.tolist()
+
+
+def test_steps_by_hand_are_on_disk_before_anybody_looks(folder: Path, tmp_path: Path) -> None:
+    with (
+        LLM(str(folder), device="cpu", max_model_len=64) as llm,
+        llm.trace.record(tmp_path),
+    ):
+        llm.add_request([5, 6, 7], SamplingParams(max_tokens=9, ignore_eos=True))
+        for number in range(3):
+            llm.step()
+            there = Trace.load(tmp_path)  # as a kill would leave it
+            assert there.steps.status.tolist() == ["committed"] * (number + 1)
+            assert there.tokens.token_id.tolist() == llm.trace.tokens.token_id.tolist()
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_an_engine_s_recording_replays_with_its_windows_and_salts(
+    family: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One group with a window, and two groups of which one has it; two tenants share a prompt."""
+    folder = tmp_path_factory.mktemp(family)
+    tiny.write_model(family, folder)
+    stem = [7] * 40
+    with LLM(
+        str(folder), device="cpu", max_model_len=96, num_gpu_blocks_override=160, block_size=8,
+        max_num_batched_tokens=32, skip_tokenizer_init=True,
+    ) as llm:  # fmt: skip
+        with llm.trace.record(folder / "trace"):
+            for salt in ("one", "another", "one", None):
+                prompts = [
+                    {"prompt_token_ids": stem + [own] * own} | ({"cache_salt": salt} if salt else {})
+                    for own in (3, 9, 14)
+                ]
+                llm.generate(
+                    prompts, SamplingParams(max_tokens=20, ignore_eos=True, temperature=0), use_tqdm=False
+                )
+        assert tiny.WINDOW in llm.config.kv_windows
+    recorded = Trace.load(folder / "trace")
+    first = recorded.requests.groupby(
+        recorded.requests.cache_root.fillna(""), sort=False
+    ).cached_tokens.first()
+    assert first.tolist() == [0, 0, 0]
+    assert (recorded.requests.cached_tokens[6:9] > 0).all()
+    assert (recorded.blocks.reason == "out of the window").any()
+    assert str(Trace.diff(recorded, replay(recorded))) == "no difference: both runs decided alike"

@@ -12,8 +12,8 @@ from itertools import compress
 from typing import NamedTuple, Protocol
 
 from workbench.cache.hashing import TOKEN_BYTES, HashFunction, extend_keys
-from workbench.cache.journal import Journal
-from workbench.cache.pool import NULL_BLOCK, BlockPool
+from workbench.cache.kv_events import CACHE_RESET, KVEventLog
+from workbench.cache.pool import NULL_BLOCK, BlockPool, Forgotten
 
 
 class KVGroup(NamedTuple):
@@ -31,7 +31,7 @@ class BlockTables:
     blocks: list[list[int]]  # per group; entry i holds tokens [i * block_size, (i + 1) * block_size)
     keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
     num_registered: int = 0  # leading blocks that were found or made findable
-    name: str = ""  # whose; the journal tells it
+    name: str = ""  # whose; the log of KV events tells it
 
 
 class Hit(NamedTuple):
@@ -67,15 +67,15 @@ class CacheManager:
         self.caching = caching
         self._sliding = any(group.window is not None for group in groups)
         self._digest = digest
-        self._journal: Journal | None = None  # there while somebody observes
+        self._log: KVEventLog | None = None  # there while somebody observes
 
-    def watch(self, on: bool) -> Journal | None:
-        """Write down what happens to blocks, or stop; the journal it is written to."""
+    def watch(self, on: bool) -> KVEventLog | None:
+        """Write down what happens to blocks, or stop; the log it is written to."""
         if not on:
-            self._journal = None
-        elif self._journal is None:
-            self._journal = Journal(self.pool, self.block_size)
-        return self._journal
+            self._log = None
+        elif self._log is None:
+            self._log = KVEventLog(self.pool)
+        return self._log
 
     def open(self, root: bytes) -> BlockTables:
         """Empty tables for a new request."""
@@ -153,9 +153,9 @@ class CacheManager:
         for table, blocks in zip(tables.blocks, hit.blocks, strict=True):
             pool.hold(block for block in blocks if block != NULL_BLOCK)
             table[:] = blocks
-        if self._journal is not None:
+        if self._log is not None:
             for group, blocks in enumerate(hit.blocks):
-                self._journal.reused(group, blocks, tables.name)
+                self._log.reused(group, blocks, tables.name)
         for group, table in enumerate(tables.blocks):
             table += self._take(wanted - len(table), tables, group)
         tables.num_registered = hit.num_tokens // self.block_size
@@ -183,11 +183,12 @@ class CacheManager:
 
     def _take(self, count: int, tables: BlockTables, group: int) -> list[int]:
         """Blocks for the end of a table."""
-        if self._journal is None or not count:
+        if self._log is None or not count:
             return self.pool.take(count)
-        self._journal.taking(count, [tables.name])
-        blocks, first = self.pool.take(count), len(tables.blocks[group])
-        self._journal.reserved(group, blocks, range(first, first + count), [tables.name] * count)
+        forgotten: list[Forgotten] = []
+        blocks, first, name = self.pool.take(count, forgotten), len(tables.blocks[group]), (tables.name,)
+        self._log.evicted(forgotten, name)
+        self._log.reserved(group, blocks, range(first, first + count), name)
         return blocks
 
     def _slide(self, tables: BlockTables, start: int) -> None:
@@ -202,9 +203,9 @@ class CacheManager:
                 table[place] = NULL_BLOCK
                 place -= 1
             self.pool.release(left)  # the last of `left` is the oldest token's
-            if self._journal is not None and left:
+            if self._log is not None and left:
                 places = range(place + 1, place + 1 + len(left))
-                self._journal.gave_back(index, left[::-1], places, tables.name, "out of the window")
+                self._log.gave_back(index, left[::-1], places, tables.name, "out of the window")
 
     def register(self, tables: BlockTables, source: TokenSource, num_tokens: int) -> list[bytes]:
         """Make the full blocks of the first `num_tokens` tokens findable; the keys that are new.
@@ -226,10 +227,10 @@ class CacheManager:
                 if table[place] != NULL_BLOCK and self.pool.register(table[place], key):
                     new.append(key)
                     places.append(place)
-            if self._journal is not None and places:
+            if self._log is not None and places:
                 keys = [_group_key(tables.keys[place], index) for place in places]
-                blocks, names = [table[place] for place in places], [tables.name] * len(places)
-                self._journal.cached(index, blocks, places, keys, names)
+                blocks = [table[place] for place in places]
+                self._log.cached(index, blocks, places, keys, (tables.name,))
         tables.num_registered = full
         return new
 
@@ -256,28 +257,29 @@ class CacheManager:
                 each.num_registered += 1
                 if pool.register(each.blocks[0][-1], key):
                     keys.append(key)
-        if self._journal is not None:
-            self._tell_crossing(self._journal, tables, keys)
-        blocks = pool.take(len(tables))
+        names: tuple[str, ...] = ()
+        if self._log is not None:
+            names = tuple([each.name for each in tables])
+            self._tell_filled(self._log, tables, keys, names)
+        forgotten: list[Forgotten] | None = None if self._log is None else []
+        blocks = pool.take(len(tables), forgotten)
         for each, block in zip(tables, blocks, strict=True):
             each.blocks[0].append(block)
+        if self._log is not None:
+            self._log.evicted(forgotten or (), names)
+            self._log.reserved(0, blocks, [len(each.blocks[0]) - 1 for each in tables], names)
         return blocks, keys
 
-    def _tell_crossing(self, journal: Journal, tables: Sequence[BlockTables], keys: list[bytes]) -> None:
-        """Each table's last block is full, findable by now if its key is among `keys`; each gets another."""
-        count = len(tables)
-        names = [each.name for each in tables]
-        places = [len(each.blocks[0]) for each in tables]
+    def _tell_filled(
+        self, log: KVEventLog, tables: Sequence[BlockTables], keys: list[bytes], names: tuple[str, ...]
+    ) -> None:
+        """Each table's last block is full, and findable by now if its key is among `keys`."""
+        if len(keys) < len(tables):  # caching is off, or other blocks stand under the other keys
+            mine = [self.pool.key_of(each.blocks[0][-1]) is not None for each in tables]
+            tables, names = list(compress(tables, mine)), tuple(compress(names, mine))
         if keys:
-            filled = [(each.blocks[0][-1], place - 1) for each, place in zip(tables, places, strict=True)]
-            owners = names
-            if len(keys) < count:  # other blocks stand under the other keys
-                mine = [self.pool.key_of(block) is not None for block, _ in filled]
-                filled, owners = list(compress(filled, mine)), list(compress(names, mine))
-            blocks, at = zip(*filled, strict=True)
-            journal.cached(0, blocks, at, keys, owners)
-        journal.taking(count, names)
-        journal.reserved(0, self.pool.next_free(count), places, names)
+            filled = [each.blocks[0][-1] for each in tables]
+            log.cached(0, filled, [len(each.blocks[0]) - 1 for each in tables], keys, names)
 
     def release(self, tables: BlockTables, reason: str = "released") -> None:
         """Give every block back. Keys stay known, so that the request finds its blocks if it comes back.
@@ -286,22 +288,22 @@ class CacheManager:
         """
         for group, table in enumerate(tables.blocks):
             self.pool.release(table)
-            if self._journal is not None:
-                self._journal.released(group, table, tables.name, reason)
+            if self._log is not None:
+                self._log.released(group, table, tables.name, reason)
             table.clear()
         tables.num_registered = 0
 
     def withdraw(self, keys: Iterable[bytes]) -> None:
         """Make blocks unfindable whose content cannot be trusted."""
-        if self._journal is not None:
+        if self._log is not None:
             keys = list(keys)
-            self._journal.withdrawing(keys, "step failed")
+            self._log.withdrawing(keys, "step failed")
         self.pool.withdraw(keys)
 
     def forget_all(self) -> None:
         """Make every block unfindable."""
-        if self._journal is not None:
-            self._journal.withdrawing(self.pool.keys(), "cache reset")
+        if self._log is not None:
+            self._log.withdrawing(self.pool.keys(), CACHE_RESET)
         self.pool.forget_all()
 
     def check(self, holders: Iterable[BlockTables]) -> None:

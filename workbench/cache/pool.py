@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from typing import NamedTuple
 
 NULL_BLOCK = 0
+
+
+class Forgotten(NamedTuple):
+    """A key that was forgotten because its block was taken."""
+
+    line: int  # place of the block among those taken
+    block: int
+    key: bytes
 
 
 class BlockPool:
@@ -55,18 +63,19 @@ class BlockPool:
         """Of everything findable."""
         return list(self._found)
 
-    def next_free(self, count: int) -> list[int]:
-        """What `take(count)` would take."""
-        return list(islice(self._free, count))
+    def take(self, count: int, forgotten: list[Forgotten] | None = None) -> list[int]:
+        """`count` blocks for one new holder; the caller has seen that `num_free` suffices.
 
-    def take(self, count: int) -> list[int]:
-        """`count` blocks for one new holder; the caller has seen that `num_free` suffices."""
+        `forgotten`, where somebody wants to know, gets the keys that are forgotten with it.
+        """
         pop, references, keys = self._free.popitem, self._references, self._keys
-        blocks = []
+        blocks: list[int] = []
         for _ in range(count):
             block = pop(last=False)[0]
             key = keys[block]
             if key is not None:
+                if forgotten is not None:
+                    forgotten.append(Forgotten(len(blocks), block, key))
                 self._forget(block, key)
             references[block] = 1
             blocks.append(block)

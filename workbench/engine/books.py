@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workbench.cache.journal import KEY_BYTES, Journal
+from workbench.cache.kv_events import KVEventLog
 from workbench.cache.manager import CacheManager
 from workbench.engine.clock import Clock
 from workbench.engine.events import (
@@ -52,8 +52,8 @@ class Limits:
 class Counts:
     """What happened since the start."""
 
-    prefix_queries: int = 0  # tokens looked up in the prefix cache
-    prefix_hits: int = 0  # tokens found there
+    prefix_queries: int = 0  # tokens looked up in the prefix cache, by requests admitted for the first time
+    prefix_hits: int = 0  # tokens they found there
     prompt_tokens: int = 0  # of admitted requests
     generation_tokens: int = 0
     preemptions: int = 0
@@ -86,11 +86,11 @@ class Books:
         self.removed: list[int] = []  # rows emptied since the last plan
         self.index = 0  # of the next plan
         self._arrivals = 0
-        self._journal: Journal | None = None  # of blocks, while somebody observes
+        self._kv_events: KVEventLog | None = None  # while somebody observes
         emit.on_switch(self._watch_blocks)
 
     def _watch_blocks(self, on: bool) -> None:
-        self._journal = self.cache.watch(on)
+        self._kv_events = self.cache.watch(on)
 
     def next_index(self) -> int:
         """Of the plan that is being made."""
@@ -117,6 +117,7 @@ class Books:
                     request.prompt_token_ids,
                     request.max_length - request.num_prompt_tokens,
                     request.priority,
+                    request.tables.root,
                 )
             )
 
@@ -175,23 +176,8 @@ class Books:
 
     def tell_blocks(self, step: int) -> None:
         """Observers hear what happened to blocks; `step` is the first plan that counts it."""
-        if not self._journal:
-            return
-        changes = self._journal.take()
-        self.emit(
-            BlocksChanged(
-                self.clock(),
-                step,
-                np.frombuffer(changes.kinds, np.uint8),
-                np.frombuffer(changes.groups, np.uint8),
-                np.frombuffer(changes.blocks, np.int32),
-                np.frombuffer(changes.positions, np.int32),
-                np.frombuffer(changes.holders, np.int32),
-                np.frombuffer(changes.keys, np.uint8).reshape(-1, KEY_BYTES),
-                tuple(changes.names),
-                np.frombuffer(changes.reasons, np.uint8),
-            )
-        )
+        if self._kv_events:
+            self.emit(BlocksChanged(self.clock(), step, self.cache.block_size, self._kv_events.take()))
 
     def drop(self, request: Request) -> int:
         """Whatever is in flight for the request will be ignored; how many tokens that is."""

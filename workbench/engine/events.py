@@ -12,16 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    from workbench.cache.kv_events import KVEvent
     from workbench.engine.plan import Ints, StepPlan
     from workbench.engine.result import StepResult
 
 logger = logging.getLogger(__name__)
 
-Codes = npt.NDArray[np.uint8]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -42,13 +39,14 @@ class RequestArrived:
     prompt_token_ids: Ints  # [num_prompt_tokens]
     max_tokens: int
     priority: int
+    cache_root: bytes  # keeps its blocks apart: a hash of cache_salt, b"" where it shares with everybody
 
 
 @dataclass(frozen=True, slots=True)
 class PrefixLookedUp:
     """A waiting request's prefix was looked up in the cache; it is admitted if there is room for the rest.
 
-    A request that does not read the prefix cache is not looked up.
+    A request that does not read the prefix cache is not looked up, and with no cache nobody is.
     """
 
     at: float
@@ -67,7 +65,8 @@ class RequestAdmitted:
     request_id: str
     row: int
     num_tokens: int  # prompt and, after a preemption, what it had generated
-    num_cached_tokens: int  # found in the prefix cache, not computed again
+    num_queried: int  # of them, looked up in the prefix cache: all, or none
+    num_cached_tokens: int  # of those, found, not computed again
     num_reached: int  # tokens it had computed before its last preemption; 0 when it is new
     resumed: bool  # it ran before and was preempted
 
@@ -85,7 +84,7 @@ class RequestPreempted:
 
 @dataclass(frozen=True, slots=True)
 class BlocksChanged:
-    """What happened to KV blocks since the event before: columns with a line for each change, in order.
+    """What happened to KV blocks since the event before.
 
     It comes ahead of its plan's StepPlanned, whose numbers of blocks count it; what happens between two plans
     belongs to the later one.
@@ -93,16 +92,8 @@ class BlocksChanged:
 
     at: float
     step: int  # the first plan that finds it so
-    kinds: (
-        Codes  # [n]; `workbench.cache.journal.Change`: reserved, reused, cached, evicted, released, withdrawn
-    )
-    groups: Codes  # [n]; KV group
-    blocks: Ints  # [n]
-    positions: Ints  # [n]; of the block's first token in its request; -1: as it was said of the block before
-    holders: Ints  # [n]; how many hold the block afterwards
-    keys: Codes  # [n, 8]; the first bytes of the block's key, zeros where it has none
-    request_ids: tuple[str, ...]  # [n]; on whose behalf, "" for nobody's
-    reasons: Codes  # [n]; why: a place in `workbench.cache.journal.REASONS`
+    block_size: int  # tokens of a block
+    changes: tuple[KVEvent, ...]  # in order; each of one or more blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +119,14 @@ class StepCommitted:
     at: float
     result: StepResult
     request_ids: tuple[str, ...]  # [k]; the requests that took a token
-    token_ids: Ints  # [k]
-    positions: Ints  # [k]; place of the token in its request, prompt included
-    taken: Ints  # [k]; line of the result each came from
+    taken: Ints  # [k]; line of the result each took
     overshoot: int  # tokens computed for requests that had already ended or been preempted
     commit_s: float  # host seconds spent committing
+
+    @property
+    def token_ids(self) -> Ints:
+        """[k]; the tokens they took."""
+        return self.result.token_ids[self.taken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +173,7 @@ class Emitter:
     """
 
     def __init__(self) -> None:
-        self._observers: list[Observer] = []
+        self._observers: tuple[Observer, ...] = ()  # replaced, never changed in place
         self._switch: Callable[[bool], object] = _ignore
         self._wanted: list[int] = []
         self.logprobs = 0  # top logprobs that observers want of every token sampled; 0: none
@@ -188,7 +182,7 @@ class Emitter:
         return bool(self._observers)
 
     def __call__(self, event: Event) -> None:
-        for observer in list(self._observers):
+        for observer in self._observers:
             try:
                 observer(event)
             except Exception as error:  # noqa: BLE001 - whatever an observer does, the run goes on
@@ -196,11 +190,13 @@ class Emitter:
                 logger.warning("observer %r raised %r and is set aside", observer, error)
 
     def add(self, observer: Observer) -> None:
-        self._observers.append(observer)
+        self._observers = (*self._observers, observer)
         self._switch(True)
 
     def remove(self, observer: Observer) -> None:
-        self._observers.remove(observer)
+        left = list(self._observers)
+        left.remove(observer)
+        self._observers = tuple(left)
         self._switch(bool(self._observers))
 
     def on_switch(self, switch: Callable[[bool], object]) -> None:

@@ -14,7 +14,7 @@ from workbench.cache.manager import Hit
 from workbench.engine.books import NOBODY, Books
 from workbench.engine.events import PrefixLookedUp, RequestAdmitted
 from workbench.engine.flight import Flight
-from workbench.engine.plan import Addition, Growth, Ints, StepPlan
+from workbench.engine.plan import Addition, Growth, StepPlan
 from workbench.engine.request import Request, State
 from workbench.engine.running import Admission, Longs
 
@@ -51,8 +51,6 @@ class Planner:
         self._room = 0  # of those, how many find room in the blocks that are held
         most = books.limits.max_rows
         self._ones: Longs = np.ones(most, np.int64)
-        self._one_each: Ints = np.ones(most, np.int32)
-        self._all_sample = np.ones(most, bool)
         self._no_growth = (NO_GROWTH,) * len(books.cache.groups)
         self._nothing = Draft(books.limits.budget, [])  # what a step like the one before decides
         self._last_block: Longs = np.arange(-books.cache.block_size, 0)  # places of its tokens, from its end
@@ -97,8 +95,8 @@ class Planner:
         self._steady -= 1
         self._room -= 1
         plan = StepPlan(
-            books.next_index(), books.limits.budget, running.rows, starts, self._one_each[:n],
-            self._all_sample[:n], books.take_removed(), (), self._no_growth, books.emit.logprobs,
+            books.next_index(), books.limits.budget, running.rows, starts, running.one_each,
+            running.all_sample, books.take_removed(), (), self._no_growth, books.emit.logprobs,
         )  # fmt: skip
         books.flights.append(Flight(plan, running.rows, running.requests, None, running.version, [], ()))
         return self._nothing
@@ -228,7 +226,7 @@ class Planner:
         return additions, np.concatenate([counts, np.array(granted, np.int64)])
 
     def _lookup(self, request: Request) -> Hit:
-        if request.params.skip_reading_prefix_cache:
+        if not self._reads_cache(request):
             return Hit(0, [[] for _ in self._books.cache.groups])
         books, queried = self._books, len(request.token_ids)
         hit = books.cache.lookup(request.tables, request, queried)
@@ -238,13 +236,19 @@ class Planner:
             )
         return hit
 
+    def _reads_cache(self, request: Request) -> bool:
+        return self._books.cache.caching and not request.params.skip_reading_prefix_cache
+
     def _count_lookup(self, request: Request, found: int) -> None:
-        if not request.params.skip_reading_prefix_cache:
-            self._books.counts.prefix_queries += len(request.token_ids)
-            self._books.counts.prefix_hits += found
-        if request.num_preemptions == 0:
-            self._books.counts.prompt_tokens += request.num_prompt_tokens
-            request.num_cached_tokens = found
+        """The first time only, as in vLLM: a request that comes back finds what it left itself."""
+        if request.num_preemptions:
+            return
+        counts = self._books.counts
+        counts.prompt_tokens += request.num_prompt_tokens
+        request.num_cached_tokens = found
+        if self._reads_cache(request):
+            counts.prefix_queries += request.num_prompt_tokens
+            counts.prefix_hits += found
 
     def _enter(self, admission: Admission) -> Addition:
         request, now = admission.request, self._books.clock()
@@ -262,6 +266,7 @@ class Planner:
                     request.request_id,
                     request.row,
                     num_tokens,
+                    num_tokens if self._reads_cache(request) else 0,
                     admission.computed,
                     reached,
                     resumed,
@@ -286,7 +291,7 @@ class Planner:
         running, n = self._books.running, self._books.running.count
         starts = running.computed.astype(np.int32)
         places = None
-        rows, granted, samples = running.rows, self._one_each[:n], self._all_sample[:n]
+        rows, granted, samples = running.rows, running.one_each, running.all_sample
         if steady:
             running.advance(self._ones[:n])
             self._steady -= 1

@@ -32,6 +32,9 @@ class Priority:
         return (request.priority, request.arrival)
 
 
+POLICIES = ("fcfs", "priority")  # by name
+
+
 def policy_named(policy: str | Policy) -> Policy:
     """The policy behind `scheduling_policy`: "fcfs", "priority", or an object with a `key` method."""
     if policy == "fcfs":

@@ -9,7 +9,6 @@ import numpy as np
 from workbench.engine.books import Books
 from workbench.engine.events import StepCommitted, StepPlanned
 from workbench.engine.flight import Flight
-from workbench.engine.plan import Ints
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 
@@ -32,10 +31,11 @@ def step_planned(books: Books, flight: Flight, recomputed: int, began: float) ->
 
 
 def _planned_ids(books: Books, flight: Flight) -> tuple[str, ...]:
-    if len(flight.plan.rows) == len(flight.requests):  # everybody, in running order
-        return books.running.request_ids
-    names = flight.names
-    return tuple([names[row] for row in flight.plan.rows.tolist()])
+    running, rows = books.running, flight.plan.rows
+    if len(rows) == len(flight.requests):  # everybody, in running order
+        return running.request_ids
+    requests = running.requests
+    return tuple([requests[place].request_id for place in running.places_of_rows(rows).tolist()])
 
 
 def step_committed(
@@ -43,21 +43,22 @@ def step_committed(
     flight: Flight,
     result: StepResult,
     requests: Sequence[Request],
-    token_ids: Ints,
     kept: list[int] | None,
     began: float,
 ) -> StepCommitted:
     """A result as it was applied. `kept`: lines of the result that somebody took; None: all."""
     now, running = books.clock(), books.running
     everybody = requests is running.requests  # the same list as long as nobody comes or goes
-    positions = (flight.plan.starts + flight.plan.counts)[flight.plan.samples]
+    if everybody:
+        request_ids, taken = running.request_ids, running.places
+    else:
+        request_ids = tuple([request.request_id for request in requests])
+        taken = np.array(range(len(requests)) if kept is None else kept, np.int32)
     return StepCommitted(
         at=now,
         result=result,
-        request_ids=running.request_ids if everybody else tuple([request.request_id for request in requests]),
-        token_ids=token_ids,
-        positions=positions if kept is None else positions[kept],
-        taken=np.arange(len(requests), dtype=np.int32) if kept is None else np.array(kept, np.int32),
+        request_ids=request_ids,
+        taken=taken,
         overshoot=flight.overshoot,
         commit_s=now - began,
     )

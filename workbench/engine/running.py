@@ -60,6 +60,9 @@ class Running:
         self._stops: Ints = np.full((1, max_rows), NO_TOKEN, np.int32)  # as the tokens they meet
         self._unlooked = 0  # appends ahead in which nobody reaches its look_cursor
         self._place_of_row: Longs = np.full(max_rows, -1, np.int64)
+        self._all_places: Ints = np.arange(max_rows, dtype=np.int32)
+        self._one_each: Ints = np.ones(max_rows, np.int32)
+        self._all_sample = np.ones(max_rows, bool)
         self._view()
 
     def _view(self) -> None:
@@ -75,6 +78,10 @@ class Running:
         ) = self._columns[:, :n]
         self.stops = [stops[:n] for stops in self._stops]  # ids that end a request, NO_TOKEN for none
         self.rows: Ints = self.row.astype(np.int32)
+        # Constants of every steady step, never written to. The same object each time, which those who
+        # write steps down see at a glance.
+        self.places, self.one_each = self._all_places[:n], self._one_each[:n]
+        self.all_sample = self._all_sample[:n]
         self._place_of_row[self.row] = np.arange(n)
         self._unlooked = 0
         self._request_ids: tuple[str, ...] | None = None

@@ -86,7 +86,7 @@ class Scheduler:
         lines = running.append(places, token_ids)
         self.counts.generation_tokens += len(token_ids)
         if self._emit:
-            self._emit(step_committed(self._books, flight, result, requests, token_ids, kept, began))
+            self._emit(step_committed(self._books, flight, result, requests, kept, began))
         streamed: list[Request] = []
         ending: list[Ending] = []
         for line in lines:

@@ -8,8 +8,8 @@ The recording says in which order the scheduler was called, which is how the rep
     request arrived -> add      step planned -> plan      step committed -> commit      step failed -> fail
     request finished, by an abort -> abort                blocks changed, by a reset -> forget the cache
 
-A recording does not say what was in the prefix cache before it, and which requests had a cache_salt: begin
-it with the engine, or right after `reset_prefix_cache`.
+A recording does not say what was in the prefix cache before it: begin it with the engine, or right after
+`reset_prefix_cache`. Nor does it hold a scheduling policy that is an object of somebody's own: hand it over.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from workbench.cache.hashing import HashAlgorithm, hash_function
-from workbench.cache.journal import REASONS
+from workbench.cache.kv_events import CACHE_RESET
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
 from workbench.engine.books import Limits
@@ -40,15 +40,13 @@ from workbench.engine.events import (
     StepFailed,
     StepPlanned,
 )
-from workbench.engine.policies import Policy, policy_named
+from workbench.engine.policies import POLICIES, Policy, policy_named
 from workbench.engine.request import Request, State, StopCheck, Times
 from workbench.engine.result import StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.errors import check_names
 from workbench.params import SamplingParams
 from workbench.trace import Trace
-
-_RESET = REASONS.index("cache reset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +58,11 @@ class Settings:
     max_num_batched_tokens: int
     max_num_seqs: int
     max_model_len: int
-    num_kv_groups: int = 1
+    kv_windows: Sequence[int | None] = (None,)  # of each KV group; None: all earlier tokens are attended to
     enable_prefix_caching: bool = True
     prefix_caching_hash_algo: HashAlgorithm = "sha256"
     long_prefill_token_threshold: int = 0
     scheduling_policy: str | Policy = "fcfs"
-    groups: Sequence[KVGroup] | None = None  # None: one, of full attention
 
 
 _NAMES = tuple(f.name for f in dataclasses.fields(Settings))
@@ -82,7 +79,8 @@ def replay(trace: Trace, **changes: Any) -> Trace:
 
     Raises:
         TypeError: an unknown setting.
-        ValueError: the trace holds no events, begins in mid-run, or the settings cannot hold its requests.
+        ValueError: the trace holds no events, begins in mid-run, was made under a policy that is not handed
+            over, or the settings cannot hold its requests.
     """
     recording = trace.recording()
     events = recording.events
@@ -101,13 +99,12 @@ def _settings(config: dict[str, object], changes: dict[str, Any]) -> Settings:
     known: dict[str, Any] = {name: config[name] for name in _NAMES if name in config} | changes
     if missing := [name for name in _NEEDED if name not in known]:
         raise ValueError(f"the trace does not say {missing[0]}: pass {missing[0]}=... to replay")
-    settings = Settings(**known)
-    if settings.groups is None and settings.num_kv_groups > 1:
+    if "scheduling_policy" not in changes and known.get("scheduling_policy", "fcfs") not in POLICIES:
         raise ValueError(
-            f"the engine had {settings.num_kv_groups} KV groups, the trace does not say their windows: pass"
-            " groups=[KVGroup(...), ...] to replay"
+            f"the engine had a scheduling policy of its own, {known['scheduling_policy']}, and a trace holds"
+            " no objects: pass scheduling_policy=... to replay, such an object or a name"
         )
-    return settings
+    return Settings(**known)
 
 
 def _check_begin(events: Sequence[Event], dropped_steps: int) -> None:
@@ -125,7 +122,7 @@ def _check_begin(events: Sequence[Event], dropped_steps: int) -> None:
 
 
 def _check_room(settings: Settings, scripts: Sequence[Script]) -> None:
-    groups = len(settings.groups or (None,))
+    groups = len(settings.kv_windows)
     for script in scripts:
         length = len(script.arrived.prompt_token_ids) + script.arrived.max_tokens
         blocks = -(-length // settings.block_size) * groups
@@ -182,7 +179,7 @@ class Script:
             seed=self.seed,
             eos_token_ids=self.eos_token_ids,
             times=Times(now),
-            tables=scheduler.cache.open(b""),
+            tables=scheduler.cache.open(arrived.cache_root),
             priority=arrived.priority,
             stop_check=self._stop_check(),
         )
@@ -267,16 +264,17 @@ class _Player:
                     self._fail(event, events[place + 1 :])
                 case RequestFinished(reason="abort"):
                     self.scheduler.abort([self._latest[event.request_id]])
-                case BlocksChanged() if (event.reasons == _RESET).any():
+                case BlocksChanged() if any(change.reason == CACHE_RESET for change in event.changes):
                     self.scheduler.forget_prefixes()
                 case _:
                     pass  # what follows from the calls above
         self._finish()
 
     def _start(self, event: EngineStarted) -> None:
-        changed = {name: getattr(self._settings, name) for name in _NAMES if name != "groups"}
+        changed = {name: getattr(self._settings, name) for name in _NAMES}
         if not isinstance(changed["scheduling_policy"], str):
             changed["scheduling_policy"] = repr(changed["scheduling_policy"])
+        changed["num_kv_groups"] = len(self._settings.kv_windows)
         self._emit(EngineStarted(event.at, event.config | changed))
 
     def _arrive(self) -> None:
@@ -343,7 +341,7 @@ def _ended(later: Sequence[Event]) -> set[str]:
 
 def _scheduler(s: Settings, clock: Clock, emit: Emitter) -> Scheduler:
     digest = hash_function(s.prefix_caching_hash_algo)
-    groups = tuple(s.groups or (KVGroup((0,)),))
+    groups = tuple(KVGroup((layer,), window) for layer, window in enumerate(s.kv_windows))
     pool = BlockPool(s.num_blocks)
     cache = CacheManager(pool, groups, s.block_size, digest, caching=s.enable_prefix_caching)
     limits = Limits(s.max_num_batched_tokens, s.max_num_seqs, s.max_model_len, s.long_prefill_token_threshold)

@@ -3,63 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import chain, repeat
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from workbench.cache.journal import KEY_BYTES, REASONS, Change
+from workbench.cache.kv_events import KVEvent
 from workbench.engine.events import BlocksChanged
 from workbench.trace.schema import Table, complete
 
 Longs = npt.NDArray[np.int64]
+Value = TypeVar("Value", int, str, bytes)
 
-_NAMES = np.array([change.name.lower() for change in Change], np.object_)
-_REASONS = np.array(REASONS, np.object_)
+KEY_BYTES = 8  # of a key are shown: enough to tell the blocks of a run apart
+NOT_SAID = -1
 
 
 def block_table(told: Sequence[BlocksChanged], began: float) -> Table:
-    """A line a change, in order; `began` is the clock reading that times are relative to."""
-    sizes = [len(event.blocks) for event in told]
-    blocks, positions = _join(told, lambda e: e.blocks), _join(told, lambda e: e.positions)
+    """A line a block and change, in order; `began` is the clock reading that times are relative to."""
+    changes = [change for event in told for change in event.changes]
+    steps = [event.step for event in told for _ in event.changes]
+    times = [event.at for event in told for _ in event.changes]
+    sizes = [len(change.blocks) for change in changes]
+    widths = [event.block_size for event in told for _ in event.changes]
+    blocks = _column(changes, lambda c: c.blocks, 0)
+    places = _carried(blocks, _column(changes, lambda c: c.places, NOT_SAID))
     return complete(
         "blocks",
         {
-            "step": np.repeat(np.array([event.step for event in told], np.int64), sizes),
-            "at_s": np.repeat(np.array([event.at for event in told], np.float64) - began, sizes),
+            "step": np.repeat(np.array(steps, np.int64), sizes),
+            "at_s": np.repeat(np.array(times, np.float64) - began, sizes),
             "block": blocks,
-            "group": _join(told, lambda e: e.groups),
-            "event": _NAMES[_join(told, lambda e: e.kinds)],
-            "request_id": [name or None for event in told for name in event.request_ids],
-            "holders": _join(told, lambda e: e.holders),
-            "position": _carried(blocks, positions),
-            "key": _hex(b"".join(event.keys.tobytes() for event in told)),
-            "reason": _REASONS[_join(told, lambda e: e.reasons)],
+            "group": _column(changes, lambda c: c.groups, 0),
+            "event": np.repeat(np.array([c.kind for c in changes], np.object_), sizes),
+            "request_id": [name or None for name in _values(changes, lambda c: c.names, "")],
+            "holders": _column(changes, lambda c: c.holders, 0),
+            "position": places * np.repeat(np.array(widths, np.int64), sizes),
+            "key": [key[:KEY_BYTES].hex() or None for key in _values(changes, lambda c: c.keys, b"")],
+            "reason": np.repeat(np.array([c.reason for c in changes], np.object_), sizes),
         },
     )
 
 
-def _join(told: Sequence[BlocksChanged], column: Callable[[BlocksChanged], npt.NDArray[Any]]) -> Longs:
-    return (
-        np.concatenate([column(event) for event in told]).astype(np.int64) if told else np.empty(0, np.int64)
-    )
+def _column(changes: Sequence[KVEvent], column: Callable[[KVEvent], Sequence[int]], empty: int) -> Longs:
+    return np.fromiter(_values(changes, column, empty), np.int64)
 
 
-def _carried(blocks: Longs, positions: Longs) -> npt.NDArray[np.float64]:
-    """Positions, where one is not said the block's last one before; NaN where there is none."""
+def _values(
+    changes: Sequence[KVEvent], column: Callable[[KVEvent], Sequence[Value]], empty: Value
+) -> chain[Value]:
+    """A value for each block: its own, the one that stands for all, or `empty` where there is none."""
+    return chain.from_iterable(_spread(column(change), len(change.blocks), empty) for change in changes)
+
+
+def _spread(said: Sequence[Value], size: int, empty: Value) -> Any:
+    if len(said) == size:
+        return said
+    assert len(said) < 2, "a column of a KV event is as long as its blocks, or holds one value, or none"
+    return repeat(said[0] if said else empty, size)
+
+
+def _carried(blocks: Longs, places: Longs) -> npt.NDArray[np.float64]:
+    """Places, where one is not said the block's last one before; NaN where there is none."""
     order = np.argsort(blocks, kind="stable")
-    said = positions[order] >= 0
+    said = places[order] != NOT_SAID
     latest = np.maximum.accumulate(np.where(said, np.arange(len(order)), -1))
     latest = np.where(
         latest >= np.searchsorted(blocks[order], blocks[order]), latest, -1
     )  # of the same block
     carried = np.empty(len(order), np.float64)
-    carried[order] = np.where(latest >= 0, positions[order][latest], np.nan)
+    carried[order] = np.where(latest >= 0, places[order][latest], np.nan)
     return carried
-
-
-def _hex(keys: bytes) -> list[str | None]:
-    width = 2 * KEY_BYTES
-    text, none = keys.hex(), "0" * width
-    found = [text[begin : begin + width] for begin in range(0, len(text), width)]
-    return [None if key == none else key for key in found]

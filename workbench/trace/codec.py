@@ -1,285 +1,309 @@
-"""Events as bytes and back: plain values as JSON, arrays as they lie in memory. Knows no files.
+"""Events as bytes and back, many at once: the same field of all of them is one column. Knows no files.
 
-A frame is one event::
+A column is described in JSON, and its values lie in the body of the frame::
 
-    head size | body size | check of both | CRC-32 of head and body     four little-endian uint32
-    head: JSON, the event with its arrays left out        body: the arrays, one after the other
+    floats, ints, bools     as they lie in memory
+    texts                   each once in the description, their places in the body
+    arrays, tuples, lists   their lengths, then what is in them; one that is the same as before has no content
+    records                 the name of the type, and a column for each of its fields
+    a mixture               of which kind each value is, then a column for each kind
 
-A type's field names are written the first time it comes, so that a reader notices fields it does not know.
-Nothing but the types of this package is ever made from a file.
+A step of a thousand requests is a few arrays this way, and one of a single request costs no more than its
+numbers. A batch is read without those before it. Nothing but the types of this package is ever made from a
+file, and a type or field that this version does not know is noticed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from operator import attrgetter
-from types import ModuleType
-from typing import Any, NamedTuple
+from itertools import chain, compress
+from operator import attrgetter, is_not
+from types import ModuleType, NoneType
+from typing import Any
 
 import numpy as np
 
 import workbench.params
+from workbench.cache import kv_events
 from workbench.engine import events, plan, result
 from workbench.engine.events import Event
+from workbench.trace.frames import Damaged, Frame, frame
 
-SIZES = struct.Struct("<IIII")
-_CHECK = 0x5742_5452
-_PLAIN = frozenset({int, float, str, bool, type(None)})
-_MODULES: tuple[ModuleType, ...] = (events, plan, result, workbench.params)
+Said = list[Any]  # how a column is described: a tag, and what is known of it
 
-
-class Damaged(ValueError):
-    """Bytes that no encoder wrote."""
+SAME = 0xFFFF_FFFF  # instead of a length: the value before once more
+_MODULES: tuple[ModuleType, ...] = (events, plan, result, kv_events, workbench.params)
+_json = json.JSONEncoder(separators=(",", ":"))
 
 
 class Unknown(ValueError):
     """A type or a field of another version."""
 
 
-class Frame(NamedTuple):
-    """The parts of one frame, whole and checked."""
-
-    head: bytes
-    body: bytes
-    end: int  # where the next one begins
-
-
-def frame(head: bytes, body: bytes = b"") -> bytes:
-    """The bytes of one frame."""
-    sizes = (len(head), len(body))
-    return b"".join((SIZES.pack(*sizes, _check(*sizes), zlib.crc32(body, zlib.crc32(head))), head, body))
+def encode(batch: Sequence[Event]) -> bytes:
+    """Events as one frame."""
+    writer = _Writer()
+    head = [len(batch), writer.column(batch)]
+    return frame(_json.encode(head).encode(), b"".join(writer.body))
 
 
-def read_frame(data: bytes, begin: int) -> Frame | None:
-    """The frame at `begin`; None where the bytes end before it does.
+def decode(frame: Frame) -> list[Event]:
+    """The events of one frame.
 
     Raises:
-        Damaged: its sizes or its sum are wrong.
+        Unknown: there are some of another version.
+        Damaged: there is something else.
     """
-    start = begin + SIZES.size
-    if start > len(data):
-        return None
-    head_size, body_size, check, crc = SIZES.unpack_from(data, begin)
-    if check != _check(head_size, body_size):
-        raise Damaged(f"no frame begins at byte {begin}")
-    middle, end = start + head_size, start + head_size + body_size
-    if end > len(data):
-        return None
-    head, body = data[start:middle], data[middle:end]
-    if zlib.crc32(body, zlib.crc32(head)) != crc:
-        raise Damaged(f"the frame at byte {begin} does not add up")
-    return Frame(head, body, end)
-
-
-def _check(head_size: int, body_size: int) -> int:
-    return (head_size ^ (body_size << 1) ^ _CHECK) & 0xFFFF_FFFF
-
-
-class _Names:
-    """The last few long tuples of names, on both sides: steps hold the same requests for a while."""
-
-    def __init__(self) -> None:
-        self.last: list[tuple[str, ...]] = [(), (), (), ()]
-        self._next = 0
-
-    def find(self, value: tuple[Any, ...]) -> int | None:
-        for slot, names in enumerate(self.last):
-            if value is names or value == names:
-                return slot
-        return None
-
-    def keep(self, names: tuple[str, ...]) -> None:
-        self.last[self._next] = names
-        self._next = (self._next + 1) % len(self.last)
+    reader = _Reader(frame.body)
+    try:
+        size, said = json.loads(frame.head)
+        return reader.column(said, size)
+    except Unknown:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise Damaged(f"{type(error).__name__}: {error}") from None
 
 
 # --- writing --------------------------------------------------------------------------------------------
 
 
-class _Fields(NamedTuple):
-    names: tuple[str, ...]
-    read: Callable[[Any], tuple[Any, ...]]
-
-
-class Encoder:
-    """Writes events. What it wrote before matters, so a stream has one encoder."""
+class _Writer:
+    """Describes columns, and collects what lies in the body."""
 
     def __init__(self) -> None:
-        self._fields: dict[type, _Fields] = {}  # of the types whose field names are written
-        self._dtypes: dict[np.dtype[Any], str] = {}
-        self._names = _Names()
-        self._body: list[bytes] = []
-        self._write = json.JSONEncoder(separators=(",", ":")).encode
+        self.body: list[bytes] = []
 
-    def encode(self, event: Event) -> bytes:
-        """One event as a frame."""
-        self._body.clear()
-        head = self._write(self._pack(event)).encode()
-        return frame(head, b"".join(self._body))
+    def column(self, values: Sequence[Any]) -> Said:
+        kinds = set(map(type, values))
+        if len(kinds) > 1:
+            return self._mixture(values)
+        kind = kinds.pop() if kinds else NoneType
+        write = _WRITERS.get(kind)
+        if write is not None:
+            return write(self, values)
+        if _TYPES.get(kind.__name__) is kind:
+            if issubclass(kind, Enum):
+                return ["enum", kind.__name__, [value.name for value in values]]
+            return self._records(kind, values)
+        if issubclass(kind, np.generic):
+            return self.column([value.item() for value in values])
+        return ["none"]  # objects of the user's own, such as one in extra_args
 
-    # A steady step of one request is some forty values: what costs here is the calls, so the plain ones make
-    # none, and what is known of a type is looked up once.
+    def _mixture(self, values: Sequence[Any]) -> Said:
+        kinds = {kind: place for place, kind in enumerate(dict.fromkeys(map(type, values)))}
+        self.body.append(bytes(map(kinds.__getitem__, map(type, values))))
+        return ["mix", *(self.column([value for value in values if type(value) is kind]) for kind in kinds)]
 
-    def _pack(self, value: Any) -> Any:
-        kind = type(value)
-        if kind is np.ndarray:
-            return self._array(value)
-        if kind in _PLAIN:
-            return value
-        if kind is tuple:
-            return self._tuple(value) if len(value) > 3 else {"t": self._all(value)}
-        if kind in self._fields or dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
-            return self._record(value, kind)
-        if kind is list:
-            return self._all(value)
-        if kind is dict:
-            return {"d": [[self._pack(key), self._pack(item)] for key, item in value.items()]}
-        return self._other(value)
+    def _records(self, kind: type, values: Sequence[Any]) -> Said:
+        fields = {name: self.column(list(map(attrgetter(name), values))) for name in _names_of(kind)}
+        return ["record", kind.__name__, fields]
 
-    def _all(self, values: Iterable[Any]) -> list[Any]:
-        pack = self._pack
-        return [value if type(value) in _PLAIN else pack(value) for value in values]
+    def none(self, values: Sequence[None]) -> Said:
+        return ["none"]
 
-    def _array(self, value: np.ndarray[Any, Any]) -> dict[str, Any]:
-        name = self._dtypes.get(value.dtype)
-        if name is None:
-            if value.dtype.hasobject:
-                return {"o": self._pack(value.tolist())}
-            name = self._dtypes[value.dtype] = value.dtype.str
-        self._body.append(value.tobytes())
-        return {"a": [name, *value.shape]}
+    def floats(self, values: Sequence[float]) -> Said:
+        self.body.append(array("d", values).tobytes())
+        return ["float"]
 
-    def _tuple(self, value: tuple[Any, ...]) -> dict[str, Any]:
-        if (slot := self._names.find(value)) is not None:
-            return {"=": slot}
-        if set(map(type, value)) == {str}:
-            self._names.keep(value)
-            return {"t": value}
-        return {"t": self._all(value)}
+    def ints(self, values: Sequence[int]) -> Said:
+        for code in "iq":  # 4 bytes, or 8
+            try:
+                self.body.append(array(code, values).tobytes())
+            except OverflowError:
+                continue
+            return ["int", f"<i{array(code).itemsize}"]
+        return ["big", list(values)]
 
-    def _record(self, value: Any, kind: type) -> dict[str, Any]:
-        fields = self._fields.get(kind)
-        if fields is not None:
-            return {"@": kind.__name__, "v": self._all(fields.read(value))}
-        fields = self._fields[kind] = _fields_of(kind)
-        return {"@": kind.__name__, "f": fields.names, "v": self._all(fields.read(value))}
+    def bools(self, values: Sequence[bool]) -> Said:
+        self.body.append(bytes(values))
+        return ["bool"]
 
-    def _other(self, value: Any) -> Any:
-        if isinstance(value, Enum):
-            return {"e": [type(value).__name__, value.name]}
-        if isinstance(value, bytes):
-            return {"b": value.hex()}
-        if isinstance(value, np.generic):
-            return value.item()
-        return None  # an object of the user's own, such as one in extra_args
+    def texts(self, values: Sequence[str]) -> Said:
+        known = {text: place for place, text in enumerate(dict.fromkeys(values))}
+        self.body.append(array("I", map(known.__getitem__, values)).tobytes())
+        return ["text", list(known)]
+
+    def strings_of_bytes(self, values: Sequence[bytes]) -> Said:
+        self.body += (array("I", map(len, values)).tobytes(), *values)
+        return ["bytes"]
+
+    def tuples(self, values: Sequence[tuple[Any, ...]]) -> Said:
+        return ["tuple", self._runs(values)]
+
+    def lists(self, values: Sequence[list[Any]]) -> Said:
+        return ["list", self._runs(values)]
+
+    def _runs(self, values: Sequence[Sequence[Any]]) -> Said:
+        fresh = list(map(is_not, values, (None, *values)))
+        sizes = [len(value) if new else SAME for value, new in zip(values, fresh, strict=True)]
+        self.body.append(array("I", sizes).tobytes())
+        return self.column(list(chain.from_iterable(compress(values, fresh))))
+
+    def dicts(self, values: Sequence[dict[Any, Any]]) -> Said:
+        self.body.append(array("I", map(len, values)).tobytes())
+        items = list(chain.from_iterable(value.items() for value in values))
+        return ["dict", self.column([key for key, _ in items]), self.column([item for _, item in items])]
+
+    def arrays(self, values: Sequence[np.ndarray[Any, Any]]) -> Said:
+        alike = {(value.dtype, value.shape[1:]) for value in values}
+        if len(alike) > 1 or values[0].ndim != 1 or values[0].dtype.hasobject:
+            return ["shaped", *map(self._shaped, values)]
+        sizes, last, known = array("I"), None, b""
+        place = len(self.body)
+        for value in values:
+            if value is not last:
+                data, last = value.tobytes(), value
+                if data != known or len(self.body) == place:
+                    self.body.append(data)
+                    sizes.append(len(value))
+                    known = data
+                    continue
+            sizes.append(SAME)
+        self.body.insert(place, sizes.tobytes())
+        return ["array", values[0].dtype.str]
+
+    def _shaped(self, value: np.ndarray[Any, Any]) -> Said:
+        if value.dtype.hasobject:
+            return [value.shape, self.column(value.ravel().tolist())]
+        self.body.append(value.tobytes())
+        return [value.shape, value.dtype.str]
 
 
-def _fields_of(kind: type) -> _Fields:
-    names = tuple(getattr(kind, "_fields", ())) or tuple(f.name for f in dataclasses.fields(kind))
-    if len(names) == 1:
-        return _Fields(names, lambda value: (getattr(value, names[0]),))
-    return _Fields(names, attrgetter(*names))
+_WRITERS: dict[type, Callable[[_Writer, Any], Said]] = {
+    NoneType: _Writer.none, float: _Writer.floats, int: _Writer.ints, bool: _Writer.bools, str: _Writer.texts,
+    bytes: _Writer.strings_of_bytes, tuple: _Writer.tuples, list: _Writer.lists, dict: _Writer.dicts,
+    np.ndarray: _Writer.arrays,
+}  # fmt: skip
+
+
+def _names_of(kind: type) -> tuple[str, ...]:
+    """The fields of a record."""
+    return tuple(getattr(kind, "_fields", ())) or tuple(f.name for f in dataclasses.fields(kind))
 
 
 # --- reading --------------------------------------------------------------------------------------------
 
 
-class Decoder:
-    """Reads what one encoder wrote, in the same order."""
+class _Reader:
+    """Makes columns from their descriptions, taking the values from the body in the order of writing."""
 
-    def __init__(self) -> None:
-        self._types = dict(_types())
-        self._fields: dict[str, list[str]] = {}
-        self._names = _Names()
-        self._body = b""
+    def __init__(self, body: bytes) -> None:
+        self._body = body
         self._at = 0
 
-    def decode(self, frame: Frame) -> Event:
-        """One event.
-
-        Raises:
-            Unknown: it is of another version.
-            Damaged: it is no event.
-        """
-        self._body, self._at = frame.body, 0
-        try:
-            event: Event = self._unpack(json.loads(frame.head))
-        except Unknown:
-            raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise Damaged(f"{type(error).__name__}: {error}") from None
-        return event
-
-    def _unpack(self, value: Any) -> Any:
-        if type(value) is list:
-            return [self._unpack(item) for item in value]
-        if type(value) is not dict:
-            return value
-        if "@" in value:
-            return self._record(value)
-        ((tag, said),) = value.items()
-        unpacked: Any = getattr(self, _READERS[tag])(said)
-        return unpacked
-
-    def _array(self, said: list[Any]) -> Any:
-        dtype, shape = np.dtype(said[0]), said[1:]
-        count = int(np.prod(shape, dtype=np.int64))
-        array = np.frombuffer(self._body, dtype, count, self._at) if count else np.empty(0, dtype)
-        self._at += array.nbytes
-        return array.reshape(shape)
-
-    def _tuple(self, said: list[Any]) -> tuple[Any, ...]:
-        values = tuple(self._unpack(item) for item in said)
-        if len(values) >= 4 and set(map(type, values)) == {str}:
-            self._names.keep(values)
+    def _take(self, dtype: str, count: int) -> np.ndarray[Any, Any]:
+        values = np.frombuffer(self._body, dtype, count, self._at) if count else np.empty(0, dtype)
+        self._at += values.nbytes
         return values
 
-    def _again(self, said: int) -> tuple[str, ...]:
-        return self._names.last[said]
+    def column(self, said: Said, size: int) -> list[Any]:
+        tag, *known = said
+        values = _READERS[tag](self, size, *known)
+        if len(values) != size:
+            raise ValueError(f"{len(values)} values where {size} are due")
+        return values
 
-    def _objects(self, said: list[Any]) -> Any:
-        values = self._unpack(said)
-        array = np.empty(len(values), np.object_)
-        array[:] = values
-        return array
+    def none(self, size: int) -> list[Any]:
+        return [None] * size
 
-    def _dict(self, said: list[Any]) -> dict[Any, Any]:
-        return {self._unpack(key): self._unpack(item) for key, item in said}
+    def floats(self, size: int) -> list[Any]:
+        values: list[Any] = self._take("<f8", size).tolist()
+        return values
 
-    def _enum(self, said: list[str]) -> Any:
-        return self._named(said[0])[said[1]]
+    def ints(self, size: int, dtype: str) -> list[Any]:
+        values: list[Any] = self._take(dtype, size).tolist()
+        return values
 
-    def _bytes(self, said: str) -> bytes:
-        return bytes.fromhex(said)
+    def big(self, size: int, values: list[int]) -> list[Any]:
+        return values
 
-    def _record(self, value: dict[str, Any]) -> Any:
-        name = value["@"]
+    def bools(self, size: int) -> list[Any]:
+        values: list[Any] = self._take("?", size).tolist()
+        return values
+
+    def texts(self, size: int, known: list[str]) -> list[Any]:
+        return [known[place] for place in self._take("<u4", size).tolist()]
+
+    def strings_of_bytes(self, size: int) -> list[Any]:
+        return [self._take("u1", length).tobytes() for length in self._take("<u4", size).tolist()]
+
+    def enums(self, size: int, name: str, values: list[str]) -> list[Any]:
         kind = self._named(name)
-        if "f" in value:
-            self._fields[name] = value["f"]
-            known = _fields_of(kind).names
-            if more := [field for field in value["f"] if field not in known]:
-                raise Unknown(f"{name}.{more[0]}")
-        said = dict(zip(self._fields[name], map(self._unpack, value["v"]), strict=True))
+        return [kind[value] for value in values]
+
+    def mixture(self, size: int, *kinds: Said) -> list[Any]:
+        of = self._take("u1", size).tolist()
+        columns = [iter(self.column(said, of.count(place))) for place, said in enumerate(kinds)]
+        return [next(columns[place]) for place in of]
+
+    def tuples(self, size: int, said: Said) -> list[Any]:
+        return self._runs(size, said, tuple)
+
+    def lists(self, size: int, said: Said) -> list[Any]:
+        return self._runs(size, said, list)
+
+    def _runs(self, size: int, said: Said, kind: type) -> list[Any]:
+        sizes = self._take("<u4", size).tolist()
+        content = self.column(said, sum(length for length in sizes if length != SAME))
+        values: list[Any] = []
+        at = 0
+        for length in sizes:
+            if length == SAME:
+                values.append(values[-1])
+                continue
+            values.append(kind(content[at : at + length]))
+            at += length
+        return values
+
+    def dicts(self, size: int, said_keys: Said, said_items: Said) -> list[Any]:
+        sizes = self._take("<u4", size).tolist()
+        keys, items = (iter(self.column(said, sum(sizes))) for said in (said_keys, said_items))
+        return [{next(keys): next(items) for _ in range(length)} for length in sizes]
+
+    def arrays(self, size: int, dtype: str) -> list[Any]:
+        values: list[Any] = []
+        for length in self._take("<u4", size).tolist():
+            values.append(values[-1] if length == SAME else self._take(dtype, length))
+        return values
+
+    def shaped(self, size: int, *all_said: Said) -> list[Any]:
+        return [self._shaped(*said) for said in all_said]
+
+    def _shaped(self, shape: list[int], said: Said | str) -> np.ndarray[Any, Any]:
+        count = int(np.prod(shape, dtype=np.int64))
+        if isinstance(said, str):
+            return self._take(said, count).reshape(shape)
+        values = np.empty(count, np.object_)
+        values[:] = self.column(said, count)
+        return values.reshape(shape)
+
+    def records(self, size: int, name: str, fields: dict[str, Said]) -> list[Any]:
+        kind = self._named(name)
+        names = _names_of(kind)
+        if more := [field for field in fields if field not in names]:
+            raise Unknown(f"{name}.{more[0]}")
+        columns = [self.column(said, size) for said in fields.values()]
         try:
-            return kind(**said)
+            return [kind(**dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True)]
         except TypeError:
-            missing = [field for field in _fields_of(kind).names if field not in said]
+            missing = [field for field in names if field not in fields]
             raise Unknown(f"{name} without {', '.join(missing)}") from None
 
     def _named(self, name: str) -> Any:
-        if name not in self._types:
+        if name not in _TYPES:
             raise Unknown(name)
-        return self._types[name]
+        return _TYPES[name]
 
 
-_READERS = {
-    "a": "_array", "t": "_tuple", "=": "_again", "o": "_objects", "d": "_dict", "e": "_enum", "b": "_bytes",
+_READERS: dict[str, Callable[..., list[Any]]] = {
+    "none": _Reader.none, "float": _Reader.floats, "int": _Reader.ints, "big": _Reader.big,
+    "bool": _Reader.bools, "text": _Reader.texts, "bytes": _Reader.strings_of_bytes, "enum": _Reader.enums,
+    "mix": _Reader.mixture, "tuple": _Reader.tuples, "list": _Reader.lists, "dict": _Reader.dicts,
+    "array": _Reader.arrays, "shaped": _Reader.shaped, "record": _Reader.records,
 }  # fmt: skip
 
 
@@ -290,3 +314,6 @@ def _types() -> Iterator[tuple[str, type]]:
                 continue
             if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields") or issubclass(kind, Enum):
                 yield name, kind
+
+
+_TYPES = dict(_types())

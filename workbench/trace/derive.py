@@ -212,6 +212,8 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
         "priority": [r.priority for r in requests],
         "prompt_tokens": [len(r.prompt_token_ids) for r in requests],
         "max_tokens": [r.max_tokens for r in requests],
+        "cache_root": [r.cache_root.hex() or None for r in requests],
+        "queried_tokens": [r.queried for r in requests],
         "cached_tokens": [r.cached for r in requests],
         "output_tokens": outputs,
         "computed_tokens": _sum_by(chunks.request, chunks.count, size),
@@ -285,6 +287,8 @@ def plain(value: object) -> object:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
     return value if isinstance(value, str | int | float | None) else str(value)
 
 

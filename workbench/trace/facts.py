@@ -39,6 +39,8 @@ class RequestFacts:
     prompt_token_ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     max_tokens: int = 0
     priority: int = 0
+    cache_root: bytes = b""
+    queried: int = 0
     cached: int = 0
     logprobs: int = UNKNOWN  # top logprobs it asked for; NO_LOGPROBS: none, not even the sampled token's
     preemptions: int = 0
@@ -158,14 +160,15 @@ class _Reader:
     def _arrived(self, event: RequestArrived) -> None:
         self._numbers.pop(event.request_id, None)
         request = self._request(event.request_id)
-        request.prompt_token_ids = event.prompt_token_ids
+        request.prompt_token_ids, request.cache_root = event.prompt_token_ids, event.cache_root
         request.max_tokens, request.priority, request.arrived = event.max_tokens, event.priority, event.at
 
     def _request_admitted(self, event: RequestAdmitted) -> None:
         self._admitted[self._number(event.request_id)] = event
         if not event.resumed:
             request = self._request(event.request_id)
-            request.cached, request.scheduled = event.num_cached_tokens, event.at
+            request.queried, request.cached = event.num_queried, event.num_cached_tokens
+            request.scheduled = event.at
 
     def _planned(self, event: StepPlanned) -> None:
         for addition in event.plan.added:

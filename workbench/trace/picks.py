@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.engine.events import StepCommitted
-from workbench.trace.facts import NAN, NO_LOGPROBS, NONE, Facts, Longs
+from workbench.trace.facts import NAN, NO_LOGPROBS, NONE, Facts, Longs, StepFacts
 from workbench.trace.schema import Table, complete
 
 Floats = npt.NDArray[np.float64]
@@ -51,17 +51,24 @@ def read_picks(facts: Facts) -> Picks:
     if not done:
         times, texts = np.empty(0, np.float64), np.empty(0, np.object_)
         return Picks(NONE, NONE, NONE, NONE, times, times, times, times, texts, texts)
-    sizes = [len(event.token_ids) for _, event in done]
+    sizes = [len(event.taken) for _, event in done]
     asked = np.array([request.logprobs for request in facts.requests], np.int64)
     found = [_likelihoods(event, asked[step.takers], step.planned.plan.logprobs) for step, event in done]
     return Picks(
         np.concatenate([step.takers for step, _ in done]),
         np.repeat([step.planned.plan.index for step, _ in done], sizes),
         np.concatenate([event.token_ids for _, event in done]).astype(np.int64),
-        np.concatenate([event.positions for _, event in done]).astype(np.int64),
+        np.concatenate([_positions(step, event) for step, event in done]).astype(np.int64),
         np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
         *(np.concatenate(columns) for columns in zip(*found, strict=True)),
     )
+
+
+def _positions(step: StepFacts, event: StepCommitted) -> npt.NDArray[np.int32]:
+    """Where the tokens stand in their requests: behind what the step computed."""
+    plan = step.planned.plan
+    ends: npt.NDArray[np.int32] = (plan.starts + plan.counts)[plan.samples][event.taken]
+    return ends
 
 
 def _likelihoods(event: StepCommitted, asked: Longs, watched: int) -> _Likelihoods:

@@ -6,12 +6,14 @@ Counters and histograms are over the whole trace; gauges are how things stood at
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from workbench.metrics import Totals, metrics_of
 from workbench.trace.schema import Table, Tables
 
 Labels = tuple[tuple[str, str], ...]
@@ -39,55 +41,44 @@ class Histogram(NamedTuple):
 def exposition(tables: Tables) -> str:
     """The text, in format 0.0.4."""
     labels: Labels = (("engine", "0"), ("model_name", str(tables.runs["model"][0] or "")))
-    lines = [*_gauges(tables.steps, labels), *_counters(tables, labels), *_success(tables.requests, labels)]
+    lines: list[str] = []
+    told = ""
+    for metric in metrics_of(_totals(tables)):
+        name = f"{metric.name}_total" if metric.kind == "counter" else metric.name
+        if name != told:
+            lines += _head(name, metric.kind, metric.meaning)
+        told = name
+        lines.append(_line(name, (*labels, *metric.labels), metric.value))
     for histogram in _histograms(tables):
         lines += _histogram(histogram, labels)
     return "\n".join(lines) + "\n"
 
 
-def _gauges(steps: Table, labels: Labels) -> Iterator[str]:
+def _totals(tables: Tables) -> Totals:
+    steps, requests = tables.steps, tables.requests
     held, free = (_last(steps[name]) for name in ("blocks_held", "blocks_free"))
-    for name, meaning, value in (
-        ("num_requests_running", "Requests with a batch row, at the last step.", _last(steps["running"])),
-        ("num_requests_waiting", "Requests in the queue, at the last step.", _last(steps["waiting"])),
-        ("kv_cache_usage_perc", "KV blocks held, of all; 1 is 100 percent.", held / max(held + free, 1)),
-    ):
-        yield from _single(f"vllm:{name}", "gauge", meaning, value, labels)
-
-
-def _last(column: npt.NDArray[Any]) -> float:
-    return float(column[-1]) if len(column) else 0.0
-
-
-def _counters(tables: Tables, labels: Labels) -> Iterator[str]:
-    requests = tables.requests
     admitted = ~np.isnan(requests["scheduled_s"])
-    prompts = int(requests["prompt_tokens"][admitted].sum())
-    for name, meaning, value in (
-        ("prefix_cache_queries", "Tokens looked up in the prefix cache.", prompts),
-        ("prefix_cache_hits", "Tokens found in the prefix cache.", int(requests["cached_tokens"].sum())),
-        ("prompt_tokens", "Prompt tokens of the requests that were scheduled.", prompts),
-        ("generation_tokens", "Tokens generated.", int(requests["output_tokens"].sum())),
-        ("num_preemptions", "Preemptions.", int(requests["preemptions"].sum())),
-    ):
-        yield from _single(f"vllm:{name}_total", "counter", meaning, value, labels)
+    return Totals(
+        running=_last(steps["running"]),
+        waiting=_last(steps["waiting"]),
+        blocks_held=held,
+        blocks=held + free,
+        queried_tokens=int(requests["queried_tokens"].sum()),
+        cached_tokens=int(requests["cached_tokens"].sum()),
+        prompt_tokens=int(requests["prompt_tokens"][admitted].sum()),
+        output_tokens=int(requests["output_tokens"].sum()),
+        preemptions=int(requests["preemptions"].sum()),
+        finished=Counter(reason for reason in requests["finish_reason"].tolist() if reason is not None),
+    )
 
 
-def _single(name: str, kind: str, meaning: str, value: float, labels: Labels) -> Iterator[str]:
-    yield from _head(name, kind, meaning)
-    yield _line(name, labels, value)
+def _last(column: npt.NDArray[Any]) -> int:
+    return int(column[-1]) if len(column) else 0
 
 
 def _head(name: str, kind: str, meaning: str) -> Iterator[str]:
     yield f"# HELP {name} {meaning}"
     yield f"# TYPE {name} {kind}"
-
-
-def _success(requests: Table, labels: Labels) -> Iterator[str]:
-    name, reasons = "vllm:request_success_total", requests["finish_reason"].tolist()
-    yield from _head(name, "counter", "Requests that ended, by reason.")
-    for reason in ("stop", "length", "abort", "error"):
-        yield _line(name, (*labels, ("finished_reason", reason)), reasons.count(reason))
 
 
 # --- histograms -----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Cheap by construction: an event is kept as it came, with its arrays; tables are 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Recorder:
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"max_steps is {max_steps}: keep at least 1 step, or None for all")
         self.max_steps = max_steps
+        self._most_steps = math.inf if max_steps is None else max_steps
+        self._most_events = EVENTS_PER_STEP * (self._most_steps + 1)
         self.num_events = 0  # seen, kept or not
         self._lock = threading.Lock()  # one thread steps, another may read
         self._events: deque[Event] = deque()
@@ -54,8 +57,8 @@ class Recorder:
             self._events.append(event)
             if type(event) is StepPlanned:
                 self._num_steps += 1
-            if self.max_steps is not None:
-                self._trim(self.max_steps)
+            while self._num_steps > self._most_steps or len(self._events) > self._most_events:
+                self._let_go(self._events.popleft())
 
     def snapshot(self) -> Recording:
         """Everything kept, oldest first."""
@@ -75,12 +78,6 @@ class Recorder:
             if (type(event) is RequestArrived or (type(event) is RequestAdmitted and not event.resumed))
             and event.request_id not in ended
         ]
-
-    def _trim(self, max_steps: int) -> None:
-        while (
-            self._num_steps > max_steps or len(self._events) > EVENTS_PER_STEP * max_steps + EVENTS_PER_STEP
-        ):
-            self._let_go(self._events.popleft())
 
     def _let_go(self, event: Event) -> None:
         if type(event) is StepPlanned:

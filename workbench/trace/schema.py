@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Kind = Literal["int", "float", "bool", "text"]
 Table = dict[str, npt.NDArray[Any]]  # name -> one value a row; text columns hold str or None
@@ -78,7 +78,9 @@ REQUESTS = (
     Column("priority", "int", "smaller is more urgent"),
     Column("prompt_tokens", "int", "length of the prompt"),
     Column("max_tokens", "int", "most it may generate"),
-    Column("cached_tokens", "int", "of the prompt, found in the prefix cache when it was first scheduled"),
+    Column("cache_root", "text", "hex: blocks are shared only where it is the same; missing without a salt"),
+    Column("queried_tokens", "int", "of the prompt, looked up in the prefix cache when first scheduled"),
+    Column("cached_tokens", "int", "of those, found"),
     Column("output_tokens", "int", "generated"),
     Column("computed_tokens", "int", "what all its chunks add up to"),
     Column(

@@ -62,7 +62,7 @@ class Trace:
         self._kept: _Kept = self._recorder
         self._decode = decode
         self._want_logprobs = want_logprobs
-        self._scopes: list[Trace] = []
+        self._scopes: tuple[Trace, ...] = ()  # replaced, never changed in place
         self._cut_off: str | None = None
         self._from_tables = False  # and there are no events
         self._tables: Tables | None = None
@@ -101,11 +101,11 @@ class Trace:
     def observer(self, event: Event) -> None:
         """Takes the engine's events, in order."""
         self._kept(event)
-        for scope in tuple(self._scopes):
+        for scope in self._scopes:
             try:
                 scope.observer(event)
             except Exception as error:  # noqa: BLE001 - the run goes on, and so does this trace
-                self._scopes.remove(scope)
+                self._forget(scope)
                 scope._cut_off = f"the recording ends at a {type(event).__name__}: {error!r}"
                 logger.warning("%s; the run goes on unrecorded", scope._cut_off)
 
@@ -114,8 +114,9 @@ class Trace:
         """Everything that happens inside the block, kept whole: `with llm.trace.record() as t: ...`.
 
         Args:
-            path: a folder to write to as it happens. It is made; what a killed process had written is read
-                with `Trace.load`. None keeps everything in memory.
+            path: a folder to write to as it happens. It is made; a process that is killed loses at most the
+                last second of its work, and what it had written is read with `Trace.load`. None keeps
+                everything in memory.
             logprobs: of every token, those of the k likeliest are recorded, whatever its request asked for;
                 0: where the request asked. No token changes by it.
 
@@ -132,15 +133,23 @@ class Trace:
             scope._kept = journal
         for event in self._recorder.open_requests():
             scope.observer(event)
-        self._scopes.append(scope)
+        self._scopes = (*self._scopes, scope)
         try:
             with wanting:
                 yield scope
         finally:
-            if scope in self._scopes:
-                self._scopes.remove(scope)
+            self._forget(scope)
             if journal is not None:
                 journal.close()
+
+    def flush(self) -> None:
+        """Write now what the recordings to disk hold back, which is at most the last second's work."""
+        for trace in (self, *self._scopes):
+            if isinstance(trace._kept, Journal):
+                trace._kept.flush()
+
+    def _forget(self, scope: Trace) -> None:
+        self._scopes = tuple(other for other in self._scopes if other is not scope)
 
     def _wanting(self, logprobs: int) -> AbstractContextManager[None]:
         if not logprobs:
@@ -260,6 +269,11 @@ class Trace:
 
 
 def _write_text(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{path} cannot be written ({error.strerror or error}): name another file"
+        ) from None
     return path
