@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple, Protocol
 
-from workbench.cache.hashing import TOKEN_BYTES, HashFunction, extend_keys
+from workbench.cache.hashing import TOKEN_BYTES, Chains, HashFunction
 from workbench.cache.kv_events import CACHE_RESET, KVEventLog
 from workbench.cache.pool import NULL_BLOCK, BlockPool, Forgotten
 
@@ -67,6 +67,7 @@ class CacheManager:
         self.caching = caching
         self._sliding = any(group.window is not None for group in groups)
         self._digest = digest
+        self._chains = Chains(digest, block_size)
         self._log: KVEventLog | None = None  # there while somebody observes
 
     def watch(self, on: bool) -> KVEventLog | None:
@@ -103,29 +104,28 @@ class CacheManager:
     def _longest(
         self, tables: BlockTables, source: TokenSource, index: int, window: int | None, limit: int
     ) -> int:
+        # All of them at once: whoever is looked up is about to be computed, and registered, as a whole.
+        self._extend(tables, source, limit)
         if window is None:
-            for place in range(limit):
-                if self._find(tables, source, index, place) is None:
+            find = self.pool.find
+            for place, key in enumerate(tables.keys[:limit]):
+                if find(_group_key(key, index)) is None:
                     return place
             return limit
         # A window needs only the blocks that reach into it: look for a long enough run from the right.
         needed = -(-(window - 1) // self.block_size)
         run = 0
         for place in range(limit - 1, -1, -1):
-            run = run + 1 if self._find(tables, source, index, place) is not None else 0
+            run = run + 1 if self.pool.find(_group_key(tables.keys[place], index)) is not None else 0
             if run >= needed:
                 return place + run
         return run
-
-    def _find(self, tables: BlockTables, source: TokenSource, index: int, place: int) -> int | None:
-        self._extend(tables, source, place + 1)
-        return self.pool.find(_group_key(tables.keys[place], index))
 
     def _extend(self, tables: BlockTables, source: TokenSource, count: int) -> None:
         known = len(tables.keys)
         if known < count:
             tokens = source.token_bytes(known * self.block_size, count * self.block_size)
-            extend_keys(self._digest, tables.keys, tables.root, tokens, self.block_size)
+            self._chains.extend(tables.keys, tables.root, tokens)
 
     def _hit_blocks(self, tables: BlockTables, index: int, window: int | None, count: int) -> list[int]:
         first = self._first_needed(window, count * self.block_size)
