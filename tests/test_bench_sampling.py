@@ -1,4 +1,4 @@
-"""The sampling benchmark: every option is one the engine takes, ratios are to greedy, bad names are refused."""
+"""The sampling benchmark: options the engine takes, ratios to greedy, bad names refused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a sampling option costs: milliseconds of a whole decode step, as a ratio to greedy in the same run.
 
 All requests ask for the same, arrive at once and decode together. Every round runs an option right behind
-greedy with the same prompts, so that what else the machine does falls on both; the median of the ratios counts.
+greedy with the same prompts, so that what else the machine does falls on both; the median ratio counts.
 The first run of an option in the engine is timed apart: nobody should wait for what is compiled or set up
 then. Knows the public API and the trace, nothing below.
 """
