@@ -180,7 +180,8 @@ class LLM:
     def memory(self) -> str:
         """What the device's memory goes to, in GiB, and the tokens that the KV cache holds: a table to print.
 
-        On a GPU: weights, the activations of the largest step as it was measured, graphs, and what is left.
+        On a GPU: weights, the activations of the largest step as it was measured, what is set aside for
+        graphs, and what is left.
         """
         return self._memory
 

@@ -75,6 +75,7 @@ class Chains:
     def __init__(self, digest: HashFunction, block_size: int) -> None:
         self._digest = digest
         self._block_size = block_size
+        self._width = block_size * TOKEN_BYTES
         self._last = ChainStart(b"", b"", ())
 
     def extend(self, keys: list[bytes], root: bytes, tokens: bytes) -> None:
@@ -84,7 +85,7 @@ class Chains:
             return
         if root == self._last.root:
             keys += self._last.keys[: common_blocks(tokens, self._last.tokens, self._block_size)]
-        rest = tokens[len(keys) * self._block_size * TOKEN_BYTES :]
+        rest = tokens[len(keys) * self._width :]
         extend_keys(self._digest, keys, root, rest, self._block_size)
         self._last = ChainStart(root, tokens, tuple(keys))
 

@@ -88,8 +88,9 @@ class Decoder:
             embeddings: [T, hidden]; what enters layer 0 in place of the embeddings of token_ids.
             tap: sees, and may replace, "embed", "layers.N.attention" and "layers.N.mlp" (what each adds to
                 the residual stream) and "norm", all [T, hidden]; what it is given is not to be written to.
-            wanted: [m] int64, device; tokens whose hidden states are asked for. Behind the last attention
-                nothing is computed for the others: of a prompt, the last layer costs its keys and values.
+            wanted: [m] int64 or int32, device; tokens whose hidden states are asked for. Behind the last
+                attention nothing is computed for the others: of a prompt, the last layer costs its keys and
+                values.
 
         Returns:
             [T, hidden], or [m, hidden] of the tokens wanted; model dtype.

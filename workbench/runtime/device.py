@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -10,7 +11,6 @@ import torch
 
 from workbench.config import CPU_POOL, Device, Settings
 from workbench.errors import DeviceLost
-from workbench.runtime.pinned import leave_alone
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,11 +40,16 @@ def naming_faults(method: Callable[P, T]) -> Callable[P, T]:
             raise
         except RuntimeError as error:
             if isinstance(error, torch.AcceleratorError) or any(mark in str(error) for mark in _FAULTS):
-                leave_alone(args[0])
+                _leave_alone(args[0])
                 raise DeviceLost(str(error).partition("\n")[0]) from error
             raise
 
     return call
+
+
+def _leave_alone(owner: object) -> None:
+    """Never take an object apart: it owns pinned memory, of which a failed device cannot be asked any more."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
 
 def pick_device(asked: str) -> tuple[torch.device, Device]:
@@ -61,6 +66,11 @@ def pick_device(asked: str) -> tuple[torch.device, Device]:
         raise ValueError(f"device={asked!r} is not supported: use 'auto', 'cpu' or 'cuda'")
     if not torch.cuda.is_available():
         raise ValueError(f"device={asked!r}: torch sees no CUDA device; use device='cpu'")
+    if device.index not in (None, torch.cuda.current_device()):
+        raise ValueError(
+            f"device={asked!r}: kernels run on the current device, cuda:{torch.cuda.current_device()}: call"
+            f" torch.cuda.set_device({device.index}) first, or start with CUDA_VISIBLE_DEVICES={device.index}"
+        )
     properties = torch.cuda.get_device_properties(device)
     return device, Device("cuda", properties.name, properties.total_memory)
 

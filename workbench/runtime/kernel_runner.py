@@ -1,4 +1,4 @@
-"""Computes plans on a GPU with the project's kernels: decodes by graph, everything else launch by launch.
+"""Computes plans on a GPU by the project's kernels: decodes by graph, everything else launch by launch.
 
 A launch queues a step and returns; its tokens stay on the device, where the next step finds them, and travel
 to the host by themselves. Knows rows and plans; nothing of requests or schedules.
@@ -111,7 +111,8 @@ class KernelRunner:
         decodes = sampling == lines and int(plan.counts.max()) == 1
         shared = self._batch.shared_blocks(plan) if decodes else 0
         size = self._graphs.size_for(lines, shared > 0) if decodes else lines
-        self._staging.send(plan, size, shared, self._order_of(plan) if decodes and size > IN_ORDER else None)
+        order = self._order_of(plan) if decodes and size > IN_ORDER else None
+        self._staging.send(plan, plan.index % IN_FLIGHT, size, shared, order)
         if not fits(plan, size):
             self._batch.grow(plan.grown)
         if decodes:

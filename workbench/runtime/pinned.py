@@ -2,12 +2,10 @@
 
 torch hands out such memory too. But when it is given back torch asks the device about the copies, in a
 destructor, and behind a fault of the device that ends the process. These regions are never given back while
-the device works, and `leave_alone` keeps them when it has failed. Knows nothing of steps but their turns.
+the device works; what becomes of them when it fails is device.py's affair. Knows of steps only their turns.
 """
 
 from __future__ import annotations
-
-import ctypes
 
 import numpy as np
 import torch
@@ -34,7 +32,7 @@ class Pinned:
         self._turn, self._used = turn, 0
 
     def upload(self, array: np.ndarray) -> Tensor:
-        """A copy on the device, made in the order of the device's work."""
+        """A copy on the device, made in the order of the device's work; on a CPU the array itself."""
         given = torch.from_numpy(np.ascontiguousarray(array))
         if not self._regions:
             return given
@@ -61,8 +59,3 @@ class Pinned:
 
 def _region(size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-
-
-def leave_alone(owner: object) -> None:
-    """Never take an object apart: it owns memory that a failed device cannot be asked about any more."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))

@@ -135,15 +135,13 @@ class Staging:
         self._groups = groups
         self._host = [torch.zeros(words, dtype=torch.int32, pin_memory=on_gpu) for _ in range(turns)]
         self._cuts: dict[int, list[_Cut]] = {}  # by lines, one for each turn
-        self._turn = 0
         self.memory = torch.zeros(words, dtype=torch.int32, device=device)
 
-    def send(self, plan: StepPlan, lines: int, shared: int, order: Order | None) -> None:
-        """One copy, in the order of the stream."""
+    def send(self, plan: StepPlan, turn: int, lines: int, shared: int, order: Order | None) -> None:
+        """One copy, in the order of the stream; the step that had this turn before has been collected."""
         if lines not in self._cuts:
             self._cuts[lines] = [self._cut(host, lines) for host in self._host]
-        fields, host, device = self._cuts[lines][self._turn]
-        self._turn = (self._turn + 1) % len(self._host)
+        fields, host, device = self._cuts[lines][turn]
         pack(fields, plan, order)
         fields[_SHARED][0] = shared
         device.copy_(host, non_blocking=True)
