@@ -48,7 +48,7 @@ def naming_faults(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def _leave_alone(owner: object) -> None:
-    """Never take an object apart: it owns pinned memory, of which a failed device cannot be asked any more."""
+    """Never take an object apart: it owns pinned memory, and a failed device cannot be asked about it."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
 
