@@ -141,6 +141,11 @@ class LLM:
     def _want_logprobs(self, count: int) -> AbstractContextManager[None]:
         """Every token's `count` top logprobs, for the trace; as many as a request could ask for."""
         params = SamplingParams(logprobs=count)
+        if params.logprobs == -1:
+            raise ValueError(
+                "a trace keeps the likeliest tokens, not the vocabulary: record(logprobs=20), say, and ask"
+                " for the vocabulary with SamplingParams(logprobs=-1)"
+            )
         refuse_unavailable(params)
         check_against(params, vocab_size=self._parts.spec.vocab_size, max_logprobs=self.config.max_logprobs)
         return self._emit.wanting_logprobs(params.logprobs or 0)

@@ -90,7 +90,7 @@ def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_toke
         assert list(output.outputs[0].token_ids)[: len(expected)] == expected
 
 
-@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"])
 def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
@@ -99,8 +99,12 @@ def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
     params = [
         SamplingParams(temperature=0.8, seed=1, logprobs=2, **common),
         SamplingParams(temperature=1.0, top_p=0.9, top_k=20, seed=2, logprobs=3, **common),
-        SamplingParams(temperature=0.7, min_p=0.05, presence_penalty=1.5, seed=3, **common),
-        SamplingParams(temperature=0.9, repetition_penalty=1.3, logit_bias={7: 2.0}, seed=4, **common),
+        SamplingParams(
+            temperature=0.7, min_p=0.05, presence_penalty=1.5, seed=3, logprob_token_ids=[7, 250], **common
+        ),
+        SamplingParams(
+            temperature=0.9, repetition_penalty=1.3, logit_bias={7: 2.0}, seed=4, logprobs=-1, **common
+        ),
         SamplingParams(temperature=1.2, allowed_token_ids=list(range(5, 60)), seed=5, logprobs=1, **common),
         SamplingParams(
             temperature=1.5, min_tokens=3, stop_token_ids=list(range(3, 200)), seed=6, max_tokens=9

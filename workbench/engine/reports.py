@@ -38,6 +38,13 @@ def _planned_ids(books: Books, flight: Flight) -> tuple[str, ...]:
     return tuple([names[row] for row in flight.plan.rows.tolist()])
 
 
+def light(result: StepResult) -> StepResult:
+    """What observers keep of a result."""
+    if result.logprobs is None or result.logprobs.whole is None:
+        return result
+    return result._replace(logprobs=result.logprobs.without_whole)
+
+
 def step_committed(
     books: Books,
     flight: Flight,
@@ -53,7 +60,7 @@ def step_committed(
     positions = (flight.plan.starts + flight.plan.counts)[flight.plan.samples]
     return StepCommitted(
         at=now,
-        result=result,
+        result=light(result),
         request_ids=running.request_ids if everybody else tuple([request.request_id for request in requests]),
         token_ids=token_ids,
         positions=positions if kept is None else positions[kept],

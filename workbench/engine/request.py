@@ -11,7 +11,7 @@ import numpy as np
 from workbench.cache.manager import BlockTables
 from workbench.engine.events import FinishReason
 from workbench.engine.plan import Ints
-from workbench.engine.result import LogprobColumns
+from workbench.engine.result import Floats, LogprobColumns
 from workbench.params import SamplingParams
 
 # Looks at the tokens a request has so far (int32, prompt excluded) and says why it has to stop, or None.
@@ -63,6 +63,7 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: list[tuple[LogprobColumns, int]] = field(default_factory=list)  # a columns' line a token
+    whole_logprobs: list[Floats] = field(default_factory=list)  # [vocab] a token, where it asks for that
     num_cached_tokens: int = 0  # found when it was first admitted
     num_preemptions: int = 0
     num_reached: int = 0  # tokens computed before its last preemption
@@ -90,7 +91,15 @@ class Request:
     @property
     def watched(self) -> bool:
         """Whether each of its tokens has to be looked at one by one."""
-        return self.streams or self.stop_check is not None or self.params.logprobs is not None
+        return self.streams or self.stop_check is not None or self.params.wants_logprobs
+
+    def keep_logprobs(self, columns: LogprobColumns, line: int) -> None:
+        """Of its newest token; of the vocabulary its own line alone, for the others may be large."""
+        if self.params.logprobs == -1:
+            assert columns.whole is not None, "the vocabulary was asked for and the runner did not give it"
+            place = int(np.searchsorted(columns.whole.lines, line))
+            self.whole_logprobs.append(columns.whole.logprobs[place].copy())
+        self.logprobs.append((columns.without_whole, line))
 
     def token_bytes(self, begin: int, end: int) -> bytes:
         """Tokens [begin, end) as int32 bytes, while it is not running."""

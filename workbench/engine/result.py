@@ -12,6 +12,21 @@ from workbench.engine.plan import Ints
 Floats = npt.NDArray[np.float32]
 
 
+class Listed(NamedTuple):
+    """Of lines whose requests list ids: those ids, in the order of the list; what is behind it is padding."""
+
+    lines: Ints  # [l]; ascending
+    logprobs: Floats  # [l, w]
+    ranks: Ints  # [l, w]
+
+
+class Whole(NamedTuple):
+    """Of lines whose requests ask for the vocabulary."""
+
+    lines: Ints  # [v]; ascending
+    logprobs: Floats  # [v, vocab]; by token id
+
+
 class LogprobColumns(NamedTuple):
     """Log probabilities of one step, a line for each row that sampled.
 
@@ -23,6 +38,13 @@ class LogprobColumns(NamedTuple):
     top_ids: Ints  # [m, k]; best first
     top_logprobs: Floats  # [m, k]
     entropies: Floats  # [m]; nats, of the distribution the logprobs are of
+    listed: Listed | None = None  # None when no row lists ids
+    whole: Whole | None = None  # None when no row asks for the vocabulary
+
+    @property
+    def without_whole(self) -> LogprobColumns:
+        """What may be kept for long: the vocabulary of many rows takes gigabytes."""
+        return self if self.whole is None else self._replace(whole=None)
 
 
 class StepResult(NamedTuple):

@@ -114,9 +114,9 @@ class Scheduler:
             if not request.watched:
                 self.running.unwatch(place)
         request.times.last_token = now
-        if request.params.logprobs is not None:
+        if request.params.wants_logprobs:
             assert result.logprobs is not None, "logprobs were asked for and the runner gave none"
-            request.logprobs.append((result.logprobs, line))
+            request.keep_logprobs(result.logprobs, line)
         length = self.running.known_at(place)
         num_output = length - request.num_prompt_tokens
         text_stop = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from workbench.models.products import product_into
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
-from workbench.runtime.sampler import Columns, entropy
+from workbench.runtime.logprobs import EACH, Columns, Wanted, read
 from workbench.runtime.step_arrays import IN_ORDER, StepArrays, views
 from workbench.runtime.whole_prompts import can_attend_whole
 
@@ -130,23 +129,19 @@ class KernelStep:
             batch.adjuster.count(rows, ids)
         return Drawn(options, adjusted)
 
-    def raw_logprobs(self, sampling: int, wanted: int, as_logits: bool) -> Columns:
+    def raw_logprobs(self, sampling: int, wanted: Wanted, as_logits: bool) -> Columns:
         """Of the tokens just drawn, from the model's own logits."""
-        logits = self.logits[:sampling]
-        found = logprobs(logits, self.token_ids[:sampling], wanted, as_logits=as_logits)
-        return (*found, entropy(logits))
+        return read(self.logits[:sampling], self.token_ids[:sampling], wanted, logprobs, as_logits=as_logits)
 
-    def processed_logprobs(
-        self, drawn: Drawn, asked: Sequence[int], sampling: int, wanted: int, as_logits: bool
-    ) -> Columns:
-        """Of the tokens drawn, from the distribution they were drawn from; for the lines `asked` alone."""
-        lines = self._batch.pinned.upload(np.array(asked, np.int64))
+    def processed_logprobs(self, drawn: Drawn, sampling: int, wanted: Wanted, as_logits: bool) -> Columns:
+        """Of the tokens drawn, from the distribution they were drawn from; for the lines that ask alone."""
+        lines = self._batch.pinned.upload(wanted.lines)
         bounds = self._workspace.bounds
         shaped = shape_rows(self.logits[:sampling], drawn.options, lines, bounds, adjusted=drawn.adjusted)
-        found = logprobs(shaped, self.token_ids[:sampling][lines], wanted, as_logits=as_logits)
+        chosen = self.token_ids[:sampling][lines]
+        found = read(shaped, chosen, wanted.among(wanted.lines), logprobs, as_logits=as_logits)
 
         def spread(column: Tensor) -> Tensor:
             return column.new_zeros((sampling, *column.shape[1:])).index_copy_(0, lines, column)
 
-        sampled, ranks, ids, best = map(spread, found)
-        return sampled, ranks, ids, best, spread(entropy(shaped))
+        return Columns(*map(spread, found[:EACH]), *found[EACH:])

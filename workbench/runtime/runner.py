@@ -18,7 +18,8 @@ from workbench.runtime.batch import Batch
 from workbench.runtime.contexts import Contexts
 from workbench.runtime.device import naming_faults
 from workbench.runtime.kv_store import KVStore
-from workbench.runtime.sampler import Sampled, Sampler, to_columns
+from workbench.runtime.logprobs import to_columns
+from workbench.runtime.sampler import Sampled, Sampler
 
 
 class Ticket(NamedTuple):
@@ -71,7 +72,7 @@ class TorchRunner:
     def _sample(self, hidden: Tensor, rows: np.ndarray, lengths: np.ndarray, logprobs: int) -> Sampled:
         """`hidden` [m, hidden]: of the last token of each of `rows` [m]."""
         if not len(rows):
-            return Sampled(torch.empty(0, dtype=torch.int64), None)
+            return Sampled(torch.empty(0, dtype=torch.int64), None, None)
         logits = self._model.logits(hidden)
         sampled = self._sampler.sample(
             logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs
@@ -83,7 +84,8 @@ class TorchRunner:
     def collect(self, ticket: Ticket) -> StepResult:
         """Bring a step's tokens to the host."""
         token_ids = ticket.sampled.token_ids.to(torch.int32).cpu().numpy()
-        logprobs = None if ticket.sampled.logprobs is None else to_columns(ticket.sampled.logprobs)
+        columns, wanted = ticket.sampled.logprobs, ticket.sampled.wanted
+        logprobs = None if columns is None or wanted is None else to_columns(columns, wanted)
         now = self._clock()
         return StepResult(
             ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s

@@ -170,8 +170,8 @@ class _Reader:
     def _planned(self, event: StepPlanned) -> None:
         for addition in event.plan.added:
             request = self._request(addition.request_id)
-            asked = addition.params.logprobs
-            request.logprobs = NO_LOGPROBS if asked is None else asked
+            asked = addition.params.logprobs or 0  # the vocabulary is for the output alone
+            request.logprobs = max(asked, 0) if addition.params.wants_logprobs else NO_LOGPROBS
             if not len(request.prompt_token_ids):
                 request.prompt_token_ids = addition.token_ids[: addition.num_prompt_tokens]
         index = event.plan.index  # an admission handed over by an earlier recorder belongs to an earlier step
