@@ -176,7 +176,6 @@ def test_repr_and_signature_are_readable() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"prompt_logprobs": 1},
         {"structured_outputs": StructuredOutputsParams(regex="a")},
         {"bad_words": ["a"]},
         {"extra_args": {"a": 1}},

@@ -65,8 +65,12 @@ class Intake:
         request_id: str | None = None,
         lora_request: LoRARequest | None = None,
         priority: int = 0,
+        score_from: int = 1,
     ) -> Parent:
         """One prompt's n requests.
+
+        Args:
+            score_from: the first token that prompt logprobs, if they are asked for, are computed of.
 
         Raises:
             ValueError, TypeError: the prompt, the params or both ask for what this engine cannot do.
@@ -95,7 +99,10 @@ class Intake:
         parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
         for child, own in enumerate(_names(name, params.n)):
             seed = self._seed(params, number, child)
-            parent.add(self._request(own, read, params, seed, integer("priority", priority)))
+            request = self._request(own, read, params, seed, integer("priority", priority))
+            if params.prompt_logprobs is not None and child == 0:
+                request.score_prompt(score_from)
+            parent.add(request)
         return parent
 
     def _check_possible(self, params: SamplingParams) -> None:

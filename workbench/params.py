@@ -112,7 +112,7 @@ class SamplingParams:
     max_tokens: int | None = 16  # None: up to max_model_len
     min_tokens: int = 0  # before these are generated neither EOS nor stop_token_ids can be sampled
     logprobs: int | None = None  # the top k and the sampled token; -1: the whole vocabulary
-    prompt_logprobs: int | None = None
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens; once a prompt, whatever n is
     logprob_token_ids: list[int] | None = None  # these, and the sampled token; an empty list is None
     detokenize: bool = True
     skip_special_tokens: bool = True
@@ -237,7 +237,6 @@ class LoRARequest:
 def refuse_unavailable(params: SamplingParams) -> None:
     """Raise ValueError for what later versions bring. Each capability deletes its own line."""
     waiting = {
-        "prompt_logprobs": params.prompt_logprobs is not None,
         "structured_outputs": params.structured_outputs is not None,
         "bad_words": bool(params.bad_words),
         "extra_args": bool(params.extra_args),

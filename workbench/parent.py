@@ -13,11 +13,11 @@ import numpy as np
 
 from workbench.engine.plan import Ints
 from workbench.engine.request import Request
-from workbench.engine.result import LogprobColumns
+from workbench.engine.result import LogprobColumns, Scores
 from workbench.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from workbench.params import RequestOutputKind, SamplingParams
 from workbench.text import TextStream, decoder, speller
-from workbench.token_logprobs import CONTEXT, Listing, Spell, TokenLogprobs
+from workbench.token_logprobs import CONTEXT, Listing, PromptLogprobs, Spell, TokenLogprobs
 
 # The tokens a request has so far, wherever they are now; int32, prompt included.
 ReadTokens = Callable[[Request], Ints]
@@ -43,6 +43,7 @@ class Parent:
     tokenizer: Any | None
     read_tokens: ReadTokens
     children: list[Child] = field(default_factory=list)
+    prompt_told: bool = False  # DELTA: the prompt's logprobs were handed out
 
     def add(self, request: Request) -> None:
         """One more child; its text is watched when a stop string may end it."""
@@ -81,21 +82,29 @@ class Parent:
         delta = kind is RequestOutputKind.DELTA
         outputs = [self._completion(index, child, delta=delta) for index, child in enumerate(self.children)]
         told = [output for output in outputs if output is not None]
-        return self._assemble(told) if told else None
+        return self._assemble(told, delta=delta) if told else None
 
-    def _assemble(self, outputs: list[CompletionOutput]) -> RequestOutput:
+    def _assemble(self, outputs: list[CompletionOutput], *, delta: bool) -> RequestOutput:
         first = self.children[0].request
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=first.prompt_token_ids.tolist(),
-            prompt_logprobs=None,
+            prompt_logprobs=self._prompt_logprobs(delta=delta),
             outputs=outputs,
             finished=self.finished,
             metrics=self._metrics(),
             lora_request=None,
             num_cached_tokens=first.num_cached_tokens,
         )
+
+    def _prompt_logprobs(self, *, delta: bool) -> PromptLogprobs | None:
+        """The first child computes them, for all."""
+        if delta and self.prompt_told:
+            return None
+        found = _prompt_logprobs(self.children[0].request, self._spell)
+        self.prompt_told = found is not None
+        return found
 
     def _metrics(self) -> RequestMetrics:
         """Of all children together: the first to start, the last to end."""
@@ -160,6 +169,33 @@ def _logprobs(request: Request, token_ids: Ints, begin: int, spell: Spell | None
         listing=_listing(params.logprob_token_ids, lines),
         whole=request.whole_logprobs[begin : len(token_ids)],
     )
+
+
+def _prompt_logprobs(request: Request, spell: Spell | None) -> PromptLogprobs | None:
+    """Of every prompt token; None as long as some are to come."""
+    if request.params.prompt_logprobs is None or request.scoring:
+        return None
+    told, prompt = _joined(request.scores), request.prompt_token_ids
+    return PromptLogprobs(
+        TokenLogprobs(
+            prompt[1:],
+            told.sampled,
+            told.ranks,
+            told.top_ids,
+            told.top_logprobs,
+            spell=spell,
+            before=prompt[:1].tolist(),
+            whole=[*told.whole],
+        )
+    )
+
+
+def _joined(parts: Sequence[Scores]) -> Scores:
+    """Of prompt tokens, one chunk's after the other's; of a prompt of one token there are none."""
+    if not parts:
+        numbers, ids = np.empty(0, np.float32), np.empty(0, np.int32)
+        return Scores(numbers, ids, ids, numbers, numbers)
+    return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _listing(ids: list[int] | None, lines: Sequence[tuple[LogprobColumns, int]]) -> Listing | None:

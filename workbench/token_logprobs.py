@@ -146,6 +146,33 @@ class TokenLogprobs(Sequence[dict[int, Logprob]]):
         return order.astype(np.int32), self.whole[place][order]
 
 
+class PromptLogprobs(Sequence[dict[int, Logprob] | None]):
+    """Logprobs of a prompt: nothing predicts its first token, and its entry is None."""
+
+    def __init__(self, behind_first: TokenLogprobs) -> None:
+        self.behind_first = behind_first
+
+    def __len__(self) -> int:
+        return 1 + len(self.behind_first)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[int, Logprob] | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[int, Logprob] | None]: ...
+    def __getitem__(self, index: int | slice) -> dict[int, Logprob] | list[dict[int, Logprob] | None] | None:
+        places = range(len(self))[index]
+        return self._entry(places) if isinstance(places, int) else [self._entry(place) for place in places]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def _entry(self, place: int) -> dict[int, Logprob] | None:
+        return self.behind_first[place - 1] if place else None
+
+
 class Spelt:
     """The texts of tokens that were spelt before."""
 

@@ -14,7 +14,7 @@ import torch
 from tests.llm import tiny
 from workbench import LLM, SamplingParams
 from workbench.models import backend
-from workbench.runtime import device_batch, graphs
+from workbench.runtime import device_batch, graphs, scoring
 from workbench.runtime.graphs import DecodeGraphs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -127,3 +127,32 @@ def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
                     continue
                 assert value.logprob == pytest.approx(expected_line[token].logprob, abs=1e-4)
                 assert value.rank == expected_line[token].rank
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("llama", {}), ("qwen2", {"async_scheduling": True, "max_num_batched_tokens": 16})],
+    ids=["whole", "overlapped, chunked"],
+)
+def test_prompt_logprobs_are_those_of_transformers(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, settings: dict
+) -> None:
+    monkeypatch.setattr(scoring, "SLICE_BYTES", 7 * scoring.LOGIT_BYTES * tiny.VOCAB)
+    oracle = tiny.load(folders[family])
+    wants = [2, -1, None, 0]
+    asked = [SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=want) for want in wants]
+    with open_llm(folders[family], **settings) as llm:
+        for _ in range(2):
+            outputs = llm.generate(prompts(4), asked, use_tqdm=False)
+            for prompt, want, output in zip(prompts(4), wants, outputs, strict=True):
+                if want is None:
+                    assert output.prompt_logprobs is None
+                    continue
+                assert output.prompt_logprobs[0] is None
+                rows = tiny.logits(oracle, prompt).double().log_softmax(-1)
+                assert len(output.prompt_logprobs) == len(rows)
+                for token, entry, row in zip(prompt[1:], output.prompt_logprobs[1:], rows, strict=False):
+                    assert set(entry) == {token, *row.topk(tiny.VOCAB if want < 0 else want).indices.tolist()}
+                    for token_id, value in entry.items():
+                        assert value.logprob == pytest.approx(float(row[token_id]), abs=1e-4)
+                        assert value.rank == 1 + int((row > row[token_id]).sum())

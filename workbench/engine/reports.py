@@ -40,6 +40,8 @@ def _planned_ids(books: Books, flight: Flight) -> tuple[str, ...]:
 
 def light(result: StepResult) -> StepResult:
     """What observers keep of a result."""
+    if result.scores:
+        result = result._replace(scores=())
     if result.logprobs is None or result.logprobs.whole is None:
         return result
     return result._replace(logprobs=result.logprobs.without_whole)

@@ -47,6 +47,16 @@ class LogprobColumns(NamedTuple):
         return self if self.whole is None else self._replace(whole=None)
 
 
+class Scores(NamedTuple):
+    """Log probabilities of the prompt tokens of one chunk, a line each, as their request wants them."""
+
+    sampled: Floats  # [t]; of the tokens themselves
+    ranks: Ints  # [t]
+    top_ids: Ints  # [t, k]; best first
+    top_logprobs: Floats  # [t, k]
+    whole: Floats  # [t, vocab] where the vocabulary is wanted, else [0, vocab]
+
+
 class StepResult(NamedTuple):
     """The tokens of one step and the times at which it was launched and collected."""
 
@@ -57,3 +67,4 @@ class StepResult(NamedTuple):
     launch_s: float  # clock when the runner took the plan
     collect_s: float  # clock when the tokens were on the host
     device_s: float  # seconds the device computed
+    scores: tuple[Scores, ...] = ()  # a chunk each, in the order of the plan's scoring

@@ -76,6 +76,7 @@ class Scheduler:
         assert flight.plan.index == result.index, f"step {flight.plan.index} is due, got {result.index}"
         running, places, token_ids = self.running, flight.places, result.token_ids
         requests, kept = flight.requests, None
+        flight.keep_scores(result.scores)
         if flight.version != running.version or places is not None:
             requests, rows = flight.sampling(), result.rows
             if flight.dropped:

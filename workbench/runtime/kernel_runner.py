@@ -6,7 +6,7 @@ to the host by themselves. Knows rows and plans; nothing of requests or schedule
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +15,15 @@ from torch import Tensor
 
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
-from workbench.engine.result import StepResult
+from workbench.engine.result import Scores, StepResult
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
-from workbench.runtime.graphs import DecodeGraphs
+from workbench.runtime.graphs import DecodeGraphs, Replay
 from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
 from workbench.runtime.logprobs import Columns, Wanted, to_columns, wanted_by
 from workbench.runtime.sampler import LogprobsMode, is_adjusted
+from workbench.runtime.scoring import Scored, Scoring, scored_by, to_scores
 from workbench.runtime.step_arrays import IN_ORDER, Order, Staging, fits, longest_last
 
 IN_FLIGHT = 4  # steps whose memory on the host is kept apart
@@ -54,13 +55,21 @@ class Moment:
 
 
 class Told(NamedTuple):
-    """Logprobs of a step, on the device, and what they are; both None when nobody wants any."""
+    """What a step tells beside tokens: logprobs, and what they are. None where nobody wants any."""
 
-    columns: Columns | None
-    wanted: Wanted | None
+    columns: Columns | None = None
+    wanted: Wanted | None = None
+    scoring: Scoring | None = None
+    scored: Scored | None = None
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Told:
+        """The same, with every tensor somewhere else."""
+        columns = None if self.columns is None else Columns(*map(move, self.columns))
+        scoring = None if self.scoring is None else self.scoring.moved(move)
+        return self._replace(columns=columns, scoring=scoring)
 
 
-NOTHING = Told(None, None)
+NOTHING = Told()
 
 
 class KernelTicket(NamedTuple):
@@ -69,8 +78,7 @@ class KernelTicket(NamedTuple):
     index: int  # type: ignore[assignment]  # shadows tuple.index, unused here
     rows: Ints
     token_ids: Tensor  # [m] int64, host; good once `done` has happened
-    logprobs: Columns | None  # host; good then too
-    wanted: Wanted | None  # what they are
+    told: Told  # on the host; good then too
     launch_s: float
     begun: Moment
     done: Moment
@@ -110,12 +118,11 @@ class KernelRunner:
         pinned.begin(turn)
         self._batch.apply(plan)
         sampling = int(plan.samples.sum())
-        told = self._run(plan, sampling)
-        columns = None if told.columns is None else Columns(*map(pinned.download, told.columns))
+        told = self._run(plan, sampling).moved(pinned.download)
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
         rows = plan.rows[plan.samples]
-        return KernelTicket(plan.index, rows, token_ids, columns, told.wanted, began, begun, done)
+        return KernelTicket(plan.index, rows, token_ids, told, began, begun, done)
 
     def _run(self, plan: StepPlan, sampling: int) -> Told:
         lines = len(plan.rows)
@@ -128,14 +135,29 @@ class KernelRunner:
         if decodes:
             forward, draw = self._graphs.pair(size, shared > 0)
             forward.replay()
-        else:
-            bounds = bounds_of(plan, self._step.attends_whole)
-            self._step.forward(lines, plan.num_tokens, sampling, bounds, sharing=False)
+            return self._sample(plan, size, sampling, draw)
+        scores = self._forward(plan, sampling)
+        return self._sample(plan, size, sampling, None)._replace(scoring=scores.scoring, scored=scores.scored)
+
+    def _forward(self, plan: StepPlan, sampling: int) -> Told:
+        """Compute a step that is not one of decodes; logprobs of its prompt tokens, where they are wanted."""
+        bounds = bounds_of(plan, self._step.attends_whole)
+        begins = np.cumsum(plan.counts, dtype=np.int64) - plan.counts
+        scored = scored_by(plan, begins, self._batch.additions)
+        places = None if scored is None else self._batch.pinned.upload(scored.places)
+        hidden = self._step.forward(len(plan.rows), plan.num_tokens, sampling, bounds, False, places)
+        if scored is None:
+            return NOTHING
+        scoring = self._step.score(hidden, scored, self._mode.endswith("logits"))
+        return Told(scoring=scoring, scored=scored)
+
+    def _sample(self, plan: StepPlan, size: int, sampling: int, draw: Replay | None) -> Told:
+        """Draw the tokens. `draw`: the graph that does so where nothing else is wanted, if there is one."""
         if not sampling:
             return NOTHING
         rows = plan.rows[plan.samples].tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
-        if decodes and not asking and not plan.logprobs:
+        if draw is not None and not asking and not plan.logprobs:
             draw.replay()
             return NOTHING
         return self._draw(size, sampling, asking, plan.logprobs)
@@ -167,12 +189,16 @@ class KernelRunner:
         """Wait for a step; its tokens are on the host then."""
         ticket.done.wait()
         token_ids = ticket.token_ids.numpy().astype(np.int32)
+        told = ticket.told.moved(torch.clone)
         columns = None
-        if ticket.logprobs is not None and ticket.wanted is not None:
-            columns = to_columns(Columns(*(column.clone() for column in ticket.logprobs)), ticket.wanted)
+        if told.columns is not None and told.wanted is not None:
+            columns = to_columns(told.columns, told.wanted)
+        scores: tuple[Scores, ...] = ()
+        if told.scoring is not None and told.scored is not None:
+            scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
         return StepResult(
-            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s
+            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s, scores
         )
 
     def warm(self, plans: Iterable[StepPlan]) -> None:

@@ -25,6 +25,7 @@ from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
 from workbench.runtime.logprobs import EACH, Columns, Wanted, read
+from workbench.runtime.scoring import Scored, Scoring, score
 from workbench.runtime.step_arrays import IN_ORDER, StepArrays, views
 from workbench.runtime.whole_prompts import can_attend_whole
 
@@ -74,7 +75,15 @@ class KernelStep:
         """The packed array's fields for a step of so many lines."""
         return views(self._packed, lines, len(self._groups))
 
-    def forward(self, lines: int, tokens: int, sampling: int, bounds: Bounds, sharing: bool) -> None:
+    def forward(
+        self,
+        lines: int,
+        tokens: int,
+        sampling: int,
+        bounds: Bounds,
+        sharing: bool,
+        scored: Tensor | None = None,
+    ) -> Tensor:
         """Compute the packed step's tokens; the logits of its first `sampling` lines are in `logits`.
 
         Args:
@@ -83,6 +92,10 @@ class KernelStep:
             sampling: lines that yield a token; 0: none.
             bounds: of every batch this is run for.
             sharing: whether a shared prefix is looked at; else the one in the array counts for nothing.
+            scored: [t] int64; more of the step's tokens whose hidden states are asked for.
+
+        Returns:
+            [t, hidden] of the tokens scored; none where there are none.
         """
         batch, arrays = self._batch, self.arrays(lines)
         apply_growth(batch.tables, *arrays.grown.unbind(0))
@@ -103,10 +116,20 @@ class KernelStep:
         attention = KernelAttention(self._model, self._groups, self._store, flat, ragged, bounds, self._space)
         every = bounds.count == 1 and sampling == tokens <= IN_ORDER
         wanted = None if every else arrays.last[: max(1, sampling)]
+        if scored is not None:
+            wanted = torch.cat((arrays.last[:sampling], scored))
         hidden = self._model.forward(flat.token_ids, flat.positions, attention, wanted=wanted)
         if sampling:
             head = self._model.lm_head
-            product_into(hidden, head.weight, head.bias, self.logits[:sampling])
+            product_into(hidden[:sampling], head.weight, head.bias, self.logits[:sampling])
+        return hidden[sampling:]
+
+    def score(self, hidden: Tensor, scored: Scored, as_logits: bool) -> Scoring:
+        """Logprobs of the prompt tokens that `hidden` [t, hidden] predict."""
+        chosen, model = self._batch.pinned.upload(scored.token_ids), self._model
+        return score(
+            hidden, scored, chosen, model.logits, logprobs, model.spec.vocab_size, as_logits=as_logits
+        )
 
     def draw(self, lines: int, sampling: int, adjusting: bool = False) -> Drawn:
         """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch.

@@ -84,10 +84,10 @@ def read(logits: Tensor, chosen: Tensor, wanted: Wanted, best: Best, *, as_logit
     found = best(logits, chosen, wanted.top, as_logits=as_logits)
     ids = torch.from_numpy(wanted.listed).to(logits.device)
     listed = [
-        _listed(_values(part, as_logits), own)
+        _listed(values_of(part, as_logits), own)
         for part, own in zip(_rows(logits, wanted.listing), ids.split(ROWS_AT_ONCE), strict=False)
     ]
-    whole = [_values(part, as_logits) for part in _rows(logits, wanted.whole)]
+    whole = [values_of(part, as_logits) for part in _rows(logits, wanted.whole)]
     return Columns(
         *found,
         entropy(logits),
@@ -103,7 +103,8 @@ def _rows(logits: Tensor, lines: Longs) -> list[Tensor]:
     return [logits[part] for part in parts if len(part)]
 
 
-def _values(logits: Tensor, as_logits: bool) -> Tensor:
+def values_of(logits: Tensor, as_logits: bool) -> Tensor:
+    """What a mode calls a logprob, in float32."""
     return logits.float() if as_logits else logits.log_softmax(-1, dtype=torch.float32)
 
 
