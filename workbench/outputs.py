@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from workbench.params import LoRARequest
 from workbench.token_logprobs import Logprob
@@ -71,6 +71,17 @@ class RequestOutput:
             f"RequestOutput({self.request_id!r}, {prompt}{_count(self.prompt_token_ids)}, "
             f"{self.num_cached_tokens} cached, {state}, outputs={self.outputs!r})"
         )
+
+
+class Likelihood(NamedTuple):
+    """How likely a continuation is behind its context. Logprobs are natural logarithms."""
+
+    logprob: float  # of the continuation: the sum over its tokens
+    is_greedy: bool  # greedy generation would have given exactly these tokens: every rank is 1
+    token_ids: list[int]  # of the continuation
+    token_logprobs: list[float]  # of each of its tokens, behind all those before it
+    token_ranks: list[int]  # of each; 1 is the likeliest
+    num_cached_tokens: int  # tokens of the context that were found in the prefix cache, not computed
 
 
 def _short(text: str) -> str:
