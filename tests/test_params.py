@@ -177,7 +177,6 @@ def test_repr_and_signature_are_readable() -> None:
     "given",
     [
         {"structured_outputs": StructuredOutputsParams(regex="a")},
-        {"bad_words": ["a"]},
         {"extra_args": {"a": 1}},
     ],
 )

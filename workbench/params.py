@@ -122,7 +122,7 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None
     logit_bias: dict[int, float] | None = None  # added to the logits; -100..100
     allowed_token_ids: list[int] | None = None  # nothing else is sampled
-    bad_words: list[str] | None = None
+    bad_words: list[str] | None = None  # never generated, with or without a space in front
     extra_args: dict[str, Any] | None = None  # for the engine's own logits processors
     skip_reading_prefix_cache: bool | None = None  # True: compute the whole prompt; still written
 
@@ -238,7 +238,6 @@ def refuse_unavailable(params: SamplingParams) -> None:
     """Raise ValueError for what later versions bring. Each capability deletes its own line."""
     waiting = {
         "structured_outputs": params.structured_outputs is not None,
-        "bad_words": bool(params.bad_words),
         "extra_args": bool(params.extra_args),
     }
     for name, asked in waiting.items():

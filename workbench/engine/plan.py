@@ -29,6 +29,7 @@ class Addition(NamedTuple):
     seed: int  # 64 bits; with the position it decides every random draw of this request
     eos_token_ids: tuple[int, ...]  # () with ignore_eos; what min_tokens has to suppress
     adapter: int | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()  # tokens of each; its last is not to follow the others
     score_from: int = 0  # first prompt token whose logprobs it wants; 0: it wants none
 
 

@@ -282,6 +282,7 @@ class Planner:
             seed=request.seed,
             eos_token_ids=request.eos_token_ids,
             adapter=request.adapter,
+            bad_words=request.bad_words,
             score_from=request.score_from,
         )
 

@@ -52,6 +52,7 @@ class Request:
     adapter: int | None = None
     arrival: int = 0  # 0, 1, 2 ... in the order of arrival
     stop_check: StopCheck | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()  # tokens of each
     score_from: int = 0  # first prompt token whose logprobs it wants; 0: it wants none
     streams: bool = False  # the listener wants to hear of every token, not only of the end
     listener: Callable[[Request], None] | None = None

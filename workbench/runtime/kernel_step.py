@@ -139,7 +139,7 @@ class KernelStep:
         arrays, batch = self.arrays(lines), self._batch
         lengths, rows = arrays.lengths[:sampling], arrays.option_rows[:sampling]
         options, logits = batch.options(rows, lengths), self.logits[:sampling]
-        adjusted = batch.adjuster.adjust(logits, rows, lengths) if adjusting else None
+        adjusted = batch.adjuster.adjust(logits, rows, lengths, batch.tokens) if adjusting else None
         ids = sample(
             logits,
             options,

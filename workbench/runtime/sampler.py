@@ -1,7 +1,7 @@
 """From logits to tokens: each row's options applied in a fixed order, logprobs taken on the way.
 
-raw logprobs -> float32 -> allowed ids -> min_tokens, logit bias -> penalties -> greedy rows done ->
-temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
+raw logprobs -> float32 -> allowed ids -> bad words -> min_tokens, logit bias -> penalties -> greedy rows
+done -> temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
 """
 
 from __future__ import annotations
@@ -97,25 +97,31 @@ def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, 
         added = asked[line]
         known = tokens[int(rows[line]), : int(lengths[line])].long()
         prompt, output = known[: added.num_prompt_tokens], known[added.num_prompt_tokens :]
-        _restrict(logits[line], added, len(output))
+        _restrict(logits[line], added, output)
         _penalise(logits[line], added.params, prompt, output)
     return logits
 
 
 def is_adjusted(p: SamplingParams) -> bool:
     plain = p.repetition_penalty == 1 and not p.frequency_penalty and not p.presence_penalty
-    return not plain or p.min_tokens > 0 or bool(p.logit_bias) or p.allowed_token_ids is not None
+    return (
+        not plain or p.min_tokens > 0 or bool(p.logit_bias or p.bad_words) or p.allowed_token_ids is not None
+    )
 
 
-def _restrict(logits: Tensor, added: Addition, num_output: int) -> None:
-    """Allowed ids, min_tokens and logit bias, on one row [vocab] in place."""
+def _restrict(logits: Tensor, added: Addition, output: Tensor) -> None:
+    """Allowed ids, bad words, min_tokens and logit bias, on one row [vocab] in place."""
     params = added.params
     if params.allowed_token_ids is not None:
         allowed = torch.tensor(params.allowed_token_ids, device=logits.device)
         kept = logits[allowed]
         logits.fill_(NEVER)
         logits[allowed] = kept
-    if num_output < params.min_tokens:
+    for *head, last in added.bad_words:
+        begin = len(output) - len(head)
+        if begin >= 0 and output[begin:].tolist() == head:
+            logits[last] = NEVER
+    if len(output) < params.min_tokens:
         stops = [*added.eos_token_ids, *(params.stop_token_ids or ())]
         logits[torch.tensor(stops, dtype=torch.int64, device=logits.device)] = NEVER
     if params.logit_bias:
