@@ -175,7 +175,7 @@ def _prompt_logprobs(request: Request, spell: Spell | None) -> PromptLogprobs | 
     """Of every prompt token; None as long as some are to come."""
     if request.params.prompt_logprobs is None or request.scoring:
         return None
-    told, prompt = _joined(request.scores), request.prompt_token_ids
+    told, prompt = Scores.joined(request.scores), request.prompt_token_ids
     return PromptLogprobs(
         TokenLogprobs(
             prompt[1:],
@@ -188,14 +188,6 @@ def _prompt_logprobs(request: Request, spell: Spell | None) -> PromptLogprobs | 
             whole=[*told.whole],
         )
     )
-
-
-def _joined(parts: Sequence[Scores]) -> Scores:
-    """Of prompt tokens, one chunk's after the other's; of a prompt of one token there are none."""
-    if not parts:
-        numbers, ids = np.empty(0, np.float32), np.empty(0, np.int32)
-        return Scores(numbers, ids, ids, numbers, numbers)
-    return Scores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _listing(ids: list[int] | None, lines: Sequence[tuple[LogprobColumns, int]]) -> Listing | None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.llm import tiny
+from tests.llm.asking import is_rank
 from tests.llm.processing import OPTIONS, processed, spellings
 from workbench import LLM, SamplingParams
 from workbench.models import backend
@@ -159,7 +160,7 @@ def test_prompt_logprobs_are_those_of_transformers(
                     assert set(entry) == {token, *row.topk(tiny.VOCAB if want < 0 else want).indices.tolist()}
                     for token_id, value in entry.items():
                         assert value.logprob == pytest.approx(float(row[token_id]), abs=1e-4)
-                        assert value.rank == 1 + int((row > row[token_id]).sum())
+                        assert is_rank(value.rank, row, token_id)
 
 
 def test_what_is_sampled_from_is_what_a_float64_reference_says(folders: dict[str, Path]) -> None:

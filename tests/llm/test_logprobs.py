@@ -12,7 +12,7 @@ import torch
 from workbench.kernels.logprobs.reference import logprobs
 
 from tests.llm import tiny
-from tests.llm.asking import prompts
+from tests.llm.asking import is_rank, prompts
 from tests.llm.conftest import Models, Open
 from workbench import SamplingParams
 from workbench.runtime.logprobs import Wanted, read, to_columns
@@ -85,7 +85,7 @@ def test_listed_ids_are_told_of_with_their_ranks(models: Models, open_llm: Open,
             assert len(entry) <= 1 + len(set(ids)) + (top or 0)
             for token_id in {token, *ids}:
                 assert entry[token_id].logprob == pytest.approx(float(expected[token_id]), abs=1e-4)
-                assert entry[token_id].rank == 1 + int((expected > expected[token_id]).sum())
+                assert is_rank(entry[token_id].rank, expected, token_id)
 
 
 def test_masked_tokens_have_no_probability_and_share_the_rank_behind_the_others(open_llm: Open) -> None:

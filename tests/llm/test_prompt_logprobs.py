@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from tests.llm import tiny
+from tests.llm.asking import is_rank
 from tests.llm.conftest import Models, Open
 from workbench import LLM, SamplingParams
 from workbench.runtime import scoring
+from workbench.sim.replay import replay
 
 SHARED = [random.Random(2).randrange(3, tiny.VOCAB) for _ in range(40)]
 Entries = list[dict[int, float] | None]
@@ -54,7 +56,7 @@ def check(models: Models, output: Any, want: int | None, family: str = "llama") 
         assert len(entry) == k + (token not in best.indices.tolist())
         for token_id, value in entry.items():
             assert value.logprob == pytest.approx(float(row[token_id]), abs=1e-4)
-            assert value.rank == 1 + int((row > row[token_id]).sum())
+            assert is_rank(value.rank, row, token_id)
         if want == -1:
             assert sum(np.exp(value.logprob) for value in entry.values()) == pytest.approx(1, abs=1e-5)
 
@@ -212,3 +214,68 @@ def test_without_a_tokenizer_there_are_logprobs_and_no_texts(models: Models, ope
     (output,) = llm.generate([SHARED], SamplingParams(prompt_logprobs=1, max_tokens=1), use_tqdm=False)
     check(models, output, 1)
     assert {value.decoded_token for entry in output.prompt_logprobs[1:] for value in entry.values()} == {None}
+
+
+def test_a_warm_cache_spares_all_but_the_last_block_of_what_is_known(models: Models, open_llm: Open) -> None:
+    """Known are logprobs by the block; the one behind them is predicted from within the last known block."""
+    llm = open_llm(block_size=8)
+    own = SamplingParams(prompt_logprobs=2, max_tokens=1, temperature=0)
+    for count, cached in [(43, 0), (43, 32), (45, 32), (40, 32), (16, 8), (17, 8), (8, 0), (3, 0)]:
+        prompt = [*SHARED, 9, 8, 7, 6, 5][:count]
+        before = llm.trace.steps["scheduled"].sum()
+        (output,) = llm.generate([prompt], own, use_tqdm=False)
+        check(models, output, 2)
+        assert output.num_cached_tokens == cached
+        assert llm.trace.steps["scheduled"].sum() - before == count - cached
+    assert llm.trace.requests["cached_tokens"].tolist() == [0, 32, 32, 32, 8, 8, 0, 0]
+    # 40 of 43 tokens are cached; what was told of the last block is known, but not what follows it.
+    assert llm.trace.requests["forgone_tokens"].tolist() == [0, 8, 8, 0, 0, 8, 0, 0]
+
+
+def test_what_nobody_was_told_is_computed_again_and_counted(models: Models, open_llm: Open) -> None:
+    llm = open_llm(block_size=8)
+    for want, cached, forgone in [(None, 0, 0), (1, 0, 32), (0, 24, 8), (1, 24, 8), (3, 0, 32), (-1, 0, 32)]:
+        own = SamplingParams(prompt_logprobs=want, max_tokens=1)
+        (output,) = llm.generate([SHARED[:39]], own, use_tqdm=False)
+        check(models, output, want)
+        assert output.num_cached_tokens == cached
+        assert llm.trace.requests["forgone_tokens"].iloc[-1] == forgone
+
+
+def test_a_forgotten_cache_and_another_salt_know_nothing(models: Models, open_llm: Open) -> None:
+    llm = open_llm(block_size=8)
+    own = SamplingParams(prompt_logprobs=1, max_tokens=1)
+    llm.generate([SHARED], own, use_tqdm=False)
+    (salted,) = llm.generate([{"prompt_token_ids": SHARED, "cache_salt": "a"}], own, use_tqdm=False)
+    assert salted.num_cached_tokens == 0
+    assert llm.reset_prefix_cache()
+    (output,) = llm.generate([SHARED], own, use_tqdm=False)
+    assert output.num_cached_tokens == 0
+    check(models, output, 1)
+
+
+def test_no_more_blocks_are_known_than_the_cache_has(models: Models, open_llm: Open) -> None:
+    llm = open_llm(block_size=8, num_gpu_blocks_override=8, max_model_len=64)
+    dice = random.Random(1)
+    own = SamplingParams(prompt_logprobs=1, max_tokens=1)
+    for _ in range(6):
+        prompt = [dice.randrange(3, tiny.VOCAB) for _ in range(35)]
+        for _ in range(2):
+            (output,) = llm.generate([prompt], own, use_tqdm=False)
+            check(models, output, 1)
+        assert output.num_cached_tokens == 24
+        assert 0 < len(llm._engine.scheduler._books.known_scores) <= 8
+
+
+def test_a_replay_decides_as_the_run_did(open_llm: Open) -> None:
+    """Whose logprobs were known is a matter of who was told before, which a replay sees too."""
+    llm = open_llm(
+        block_size=8, max_num_batched_tokens=24, max_num_seqs=4, num_gpu_blocks_override=24, max_model_len=128
+    )
+    with llm.trace.record() as t:
+        for _ in range(2):
+            llm.generate(prompts(), params(8), use_tqdm=False)
+    again = replay(t)
+    assert not t.diff(again)
+    assert again.requests["cached_tokens"].tolist() == t.requests["cached_tokens"].tolist()
+    assert t.requests["cached_tokens"].sum() > 0

@@ -31,11 +31,11 @@ class Flight:
             return self.requests
         return [self.requests[place] for place in self.places]
 
-    def keep_scores(self, scores: Sequence[Scores]) -> None:
-        """Requests take the logprobs of their prompts; () from a runner that has no model."""
-        scoring = self.plan.scoring
+    def keep_scores(self, scores: Sequence[Scores]) -> list[Request]:
+        """Requests take the logprobs of their prompts, () from a runner without a model; who has them all."""
+        scoring, complete = self.plan.scoring, []
         if scoring is None:
-            return
+            return []
         held = dict(zip(self.rows.tolist(), self.requests, strict=True))
         rows = self.plan.rows[scoring.lines].tolist()
         for number, (row, end) in enumerate(zip(rows, scoring.ends.tolist(), strict=True)):
@@ -43,6 +43,9 @@ class Flight:
             if request not in self.dropped:
                 request.num_scored = end
                 request.scores += scores[number : number + 1]
+                if not request.scoring:
+                    complete.append(request)
+        return complete
 
     def drop(self, request: Request) -> int:
         """The request, which still holds its row, is gone; the tokens this plan computes for it."""

@@ -233,8 +233,13 @@ class Planner:
         if request.params.skip_reading_prefix_cache:
             return Hit(0, [[] for _ in self._books.cache.groups])
         books, queried = self._books, len(request.token_ids)
-        # What predicts a token that is still to be told of has to be computed, cached or not.
-        hit = books.cache.lookup(request.tables, request, request.num_scored if request.scoring else queried)
+        if request.scoring:
+            books.known_scores.tell(request)
+        hit = books.cache.lookup(request.tables, request, queried)
+        if request.scoring:
+            # What predicts a token that is still to be told of has to be computed, cached or not.
+            found, hit = hit, books.cache.lookup(request.tables, request, request.num_scored)
+            request.num_forgone = found.num_tokens - hit.num_tokens
         if books.emit:
             books.emit(
                 PrefixLookedUp(books.clock(), books.index, request.request_id, queried, hit.num_tokens)
@@ -270,6 +275,7 @@ class Planner:
                     admission.computed,
                     reached,
                     resumed,
+                    request.num_forgone,
                 )
             )
         return Addition(

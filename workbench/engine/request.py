@@ -69,6 +69,7 @@ class Request:
     scores: list[Scores] = field(default_factory=list)  # of its prompt, chunk after chunk
     num_scored: int = 0  # leading prompt tokens of which all that is wanted is known
     num_cached_tokens: int = 0  # found when it was first admitted
+    num_forgone: int = 0  # cached beyond its last hit, and computed all the same: its prompt is scored
     num_preemptions: int = 0
     num_reached: int = 0  # tokens computed before its last preemption
     num_recomputed: int = 0  # tokens computed again after preemptions

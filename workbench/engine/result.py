@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,25 @@ class Scores(NamedTuple):
     top_ids: Ints  # [t, k]; best first
     top_logprobs: Floats  # [t, k]
     whole: Floats  # [t, vocab] where the vocabulary is wanted, else [0, vocab]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Of prompt tokens, one chunk's after the other's."""
+        if not parts:
+            numbers, ids = np.empty(0, np.float32), np.empty(0, np.int32)
+            return cls(numbers, ids, ids[:, None], numbers[:, None], numbers[:, None])
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def part(self, begin: int, end: int, top: int | None = None) -> Scores:
+        """A copy of some lines, the vocabulary left out; of the best tokens no more than `top`."""
+        lines, best = slice(begin, end), (slice(begin, end), slice(top))
+        return Scores(
+            self.sampled[lines].copy(),
+            self.ranks[lines].copy(),
+            self.top_ids[best].copy(),
+            self.top_logprobs[best].copy(),
+            self.whole[:0].copy(),
+        )
 
 
 class StepResult(NamedTuple):

@@ -76,7 +76,8 @@ class Scheduler:
         assert flight.plan.index == result.index, f"step {flight.plan.index} is due, got {result.index}"
         running, places, token_ids = self.running, flight.places, result.token_ids
         requests, kept = flight.requests, None
-        flight.keep_scores(result.scores)
+        for request in flight.keep_scores(result.scores):
+            self._books.known_scores.keep(request)
         if flight.version != running.version or places is not None:
             requests, rows = flight.sampling(), result.rows
             if flight.dropped:
@@ -173,6 +174,7 @@ class Scheduler:
         if self.cache.pool.num_held:
             return False
         self.cache.forget_all()
+        self._books.known_scores.forget()
         self._books.tell_blocks(self._books.index)
         return True
 

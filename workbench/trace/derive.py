@@ -213,6 +213,7 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
         "prompt_tokens": [len(r.prompt_token_ids) for r in requests],
         "max_tokens": [r.max_tokens for r in requests],
         "cached_tokens": [r.cached for r in requests],
+        "forgone_tokens": [r.forgone for r in requests],
         "output_tokens": outputs,
         "computed_tokens": _sum_by(chunks.request, chunks.count, size),
         "recomputed_tokens": _sum_by(chunks.request, chunks.recomputed, size),

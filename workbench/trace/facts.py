@@ -40,6 +40,7 @@ class RequestFacts:
     max_tokens: int = 0
     priority: int = 0
     cached: int = 0
+    forgone: int = 0
     logprobs: int = UNKNOWN  # top logprobs it asked for; NO_LOGPROBS: none, not even the sampled token's
     preemptions: int = 0
     arrived: float = NAN
@@ -166,6 +167,7 @@ class _Reader:
         if not event.resumed:
             request = self._request(event.request_id)
             request.cached, request.scheduled = event.num_cached_tokens, event.at
+            request.forgone = event.num_forgone
 
     def _planned(self, event: StepPlanned) -> None:
         for addition in event.plan.added:

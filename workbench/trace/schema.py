@@ -79,6 +79,11 @@ REQUESTS = (
     Column("prompt_tokens", "int", "length of the prompt"),
     Column("max_tokens", "int", "most it may generate"),
     Column("cached_tokens", "int", "of the prompt, found in the prefix cache when it was first scheduled"),
+    Column(
+        "forgone_tokens",
+        "int",
+        "of the prompt, cached beyond that and computed all the same, where its logprobs were not known",
+    ),
     Column("output_tokens", "int", "generated"),
     Column("computed_tokens", "int", "what all its chunks add up to"),
     Column(
