@@ -21,6 +21,7 @@ from workbench.runtime.graphs import DecodeGraphs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COUNT = 3
+FLOAT = 4  # bytes
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +143,7 @@ def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
 def test_prompt_logprobs_are_those_of_transformers(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, settings: dict
 ) -> None:
-    monkeypatch.setattr(scoring, "SLICE_BYTES", 7 * scoring.LOGIT_BYTES * tiny.VOCAB)
+    monkeypatch.setattr(scoring, "SLICE_BYTES", 7 * FLOAT * tiny.VOCAB)
     oracle = tiny.load(folders[family])
     wants = [2, -1, None, 0]
     asked = [SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=want) for want in wants]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import pickle
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ from tests.llm.conftest import Models, Open
 from workbench import LLM, SamplingParams
 from workbench.runtime import scoring
 from workbench.sim.replay import replay
+from workbench.trace import Trace
 
+FLOAT = 4  # bytes
 SHARED = [random.Random(2).randrange(3, tiny.VOCAB) for _ in range(40)]
 Entries = list[dict[int, float] | None]
 
@@ -143,7 +148,7 @@ def test_slices_change_nothing_and_bound_what_is_there_at_once(
     models: Models, open_llm: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most = 5
-    monkeypatch.setattr(scoring, "SLICE_BYTES", most * scoring.LOGIT_BYTES * tiny.VOCAB + 1)
+    monkeypatch.setattr(scoring, "SLICE_BYTES", most * FLOAT * tiny.VOCAB + 1)
     llm = open_llm()
     sizes: list[int] = []
     model = llm._engine.runner._model
@@ -267,15 +272,47 @@ def test_no_more_blocks_are_known_than_the_cache_has(models: Models, open_llm: O
         assert 0 < len(llm._engine.scheduler._books.known_scores) <= 8
 
 
-def test_a_replay_decides_as_the_run_did(open_llm: Open) -> None:
+@pytest.mark.parametrize(("vocab", "size"), [(151_936, 2), (151_936, 4), (1000, 4), (10**9, 2)])
+def test_a_slice_is_whole_tiles_or_less_than_one_and_within_its_bytes(vocab: int, size: int) -> None:
+    rows = scoring.slice_rows(vocab * size)
+    assert rows >= 1
+    assert rows == 1 or rows * vocab * size <= scoring.SLICE_BYTES
+    assert rows < scoring.TILE or rows % scoring.TILE == 0
+
+
+SCORE_A_LONG_PROMPT = """
+import resource, numpy, torch
+from workbench.kernels.logprobs.reference import logprobs
+from workbench.runtime.scoring import Scored, score
+
+torch.set_num_threads(1)
+vocab, tokens, width = 151_936, 2_200, 4
+head, hidden, chosen = torch.randn(vocab, width), torch.randn(tokens, width), torch.arange(tokens)
+scored = Scored(chosen.numpy(), chosen.numpy(), numpy.array([tokens]), numpy.array([WANTS]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with torch.inference_mode():
+    found = score(hidden, scored, chosen, lambda h: h @ head.T, logprobs, vocab, as_logits=False)
+assert len(found.sampled) == tokens
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_prompt_of_more_logits_than_a_gibibyte_takes_less() -> None:
+    """The peak of a fresh process, over what it had before."""
+    code = SCORE_A_LONG_PROMPT.replace("WANTS", "2")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**27 < 1024 * int(done.stdout) < 2**30
+
+
+def test_a_replay_decides_as_the_run_did(open_llm: Open, tmp_path: Path) -> None:
     """Whose logprobs were known is a matter of who was told before, which a replay sees too."""
     llm = open_llm(
         block_size=8, max_num_batched_tokens=24, max_num_seqs=4, num_gpu_blocks_override=24, max_model_len=128
     )
-    with llm.trace.record() as t:
+    with llm.trace.record(tmp_path / "run") as t:
         for _ in range(2):
             llm.generate(prompts(), params(8), use_tqdm=False)
-    again = replay(t)
+    again = replay(Trace.load(tmp_path / "run"))
     assert not t.diff(again)
     assert again.requests["cached_tokens"].tolist() == t.requests["cached_tokens"].tolist()
     assert t.requests["cached_tokens"].sum() > 0

@@ -85,9 +85,9 @@ def read(logits: Tensor, chosen: Tensor, wanted: Wanted, best: Best, *, as_logit
     ids = torch.from_numpy(wanted.listed).to(logits.device)
     listed = [
         _listed(values_of(part, as_logits), own)
-        for part, own in zip(_rows(logits, wanted.listing), ids.split(ROWS_AT_ONCE), strict=False)
+        for part, own in zip(rows_of(logits, wanted.listing), ids.split(ROWS_AT_ONCE), strict=False)
     ]
-    whole = [values_of(part, as_logits) for part in _rows(logits, wanted.whole)]
+    whole = [values_of(part, as_logits) for part in rows_of(logits, wanted.whole)]
     return Columns(
         *found,
         entropy(logits),
@@ -97,7 +97,7 @@ def read(logits: Tensor, chosen: Tensor, wanted: Wanted, best: Best, *, as_logit
     )
 
 
-def _rows(logits: Tensor, lines: Longs) -> list[Tensor]:
+def rows_of(logits: Tensor, lines: Longs) -> list[Tensor]:
     """Some rows, a few at a time."""
     parts = torch.from_numpy(lines).to(logits.device).split(ROWS_AT_ONCE)
     return [logits[part] for part in parts if len(part)]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from workbench.engine.plan import Addition, StepPlan
 from workbench.engine.result import Scores
-from workbench.runtime.logprobs import Best, Longs, values_of
+from workbench.runtime.logprobs import Best, Longs, rows_of, values_of
 
-SLICE_BYTES = 1 << 28  # of logits and what is computed of them; torch takes three times that on the way
-LOGIT_BYTES = 8  # a logit, and its logprob in float32
+SLICE_BYTES = 1 << 28  # of logits; in plain torch, logprobs and comparisons of them take as much again
+TILE = 128  # rows of a product's tiles
 
 Project = Callable[[Tensor], Tensor]  # hidden states [m, hidden] -> logits [m, vocab]
 
@@ -101,17 +101,21 @@ def score(
     Args:
         hidden: [t, hidden]; the states that predict the tokens. chosen: [t] int64; the tokens.
     """
-    rows = max(1, SLICE_BYTES // (LOGIT_BYTES * vocab))
+    rows = slice_rows(vocab * hidden.element_size())
     parts, whole, wants = [], [], scored.whole
     for begin in range(0, len(hidden), rows):
         logits = project(hidden[begin : begin + rows])
         parts.append(best(logits, chosen[begin : begin + rows], scored.top, as_logits=as_logits))
-        asking = wants[begin : begin + rows].nonzero()[0]
-        if len(asking):
-            own = logits[torch.from_numpy(asking).to(logits.device)]
+        for own in rows_of(logits, wants[begin : begin + rows].nonzero()[0]):
             whole += [*values_of(own, as_logits).cpu().numpy()]
     sampled, ranks, ids, top = (torch.cat(column) for column in zip(*parts, strict=True))
     return Scoring(sampled, ranks, ids, top, whole)
+
+
+def slice_rows(row_bytes: int) -> int:
+    """Rows of so many bytes that make a slice."""
+    rows = max(1, SLICE_BYTES // row_bytes)
+    return rows if rows < TILE else rows // TILE * TILE
 
 
 def to_scores(scoring: Scoring, scored: Scored) -> tuple[Scores, ...]:

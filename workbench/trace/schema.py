@@ -168,7 +168,9 @@ TOKENS = (
     Column("rank", "float", "1 is the likeliest token, where logprobs were asked for"),
     Column("entropy", "float", "of the distribution the logprobs are of, in nats, where they were asked for"),
     Column(
-        "top_ids", "text", "JSON list: the k likeliest tokens, best first, where k logprobs were asked for"
+        "top_ids",
+        "text",
+        "JSON list: the k likeliest tokens, best first, where k logprobs were asked for; of -1 none",
     ),
     Column("top_logprobs", "text", "JSON list: their logprobs; null for one that cannot be sampled"),
 )
