@@ -43,6 +43,7 @@ FORBIDDEN = {
         "workbench.runtime",
         "workbench.models",
     ),
+    "workbench.token_logprobs": (*TORCH, "pandas", "workbench.engine", "workbench.runtime"),
     "workbench.outputs": (*TORCH, "pandas", "workbench.engine", "workbench.runtime", "workbench.models"),
     "workbench.runtime": ("pandas", "workbench.engine.scheduler", "workbench.llm", *ABOVE),
     "workbench.models": ("pandas", "workbench.engine.scheduler", *ABOVE),

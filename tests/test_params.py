@@ -176,11 +176,7 @@ def test_repr_and_signature_are_readable() -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"prompt_logprobs": 1},
         {"structured_outputs": StructuredOutputsParams(regex="a")},
-        {"bad_words": ["a"]},
-        {"logprob_token_ids": [1]},
-        {"logprobs": -1},
         {"extra_args": {"a": 1}},
     ],
 )
@@ -207,6 +203,8 @@ def test_what_is_there_is_not_refused() -> None:
     [
         ({"logprobs": 21}, "logprobs is 21, the engine gives 20 at most: raise max_logprobs"),
         ({"logprobs": 11}, "logprobs is 11, the vocabulary has 10 tokens: ask for fewer"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs is 21, the engine gives 20 at most: raise max_logprobs"),
+        ({"logprob_token_ids": [3, 10]}, "logprob_token_ids holds token id 10, the vocabulary ends at 9"),
         ({"logit_bias": {10: 1}}, "logit_bias holds token id 10, the vocabulary ends at 9"),
         ({"allowed_token_ids": [10]}, "allowed_token_ids holds token id 10"),
         ({"stop_token_ids": [10]}, "stop_token_ids holds token id 10"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from workbench.llm import LLM
-    from workbench.outputs import CompletionOutput, Logprob, RequestOutput
+    from workbench.outputs import CompletionOutput, RequestOutput
     from workbench.params import (
         BeamSearchParams,
         LoRARequest,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SamplingParams,
         StructuredOutputsParams,
     )
+    from workbench.token_logprobs import Logprob
 
 __version__ = "0.1.0"
 
@@ -40,7 +41,7 @@ _HOMES = {
     "BeamSearchParams": "workbench.params",
     "CompletionOutput": "workbench.outputs",
     "LoRARequest": "workbench.params",
-    "Logprob": "workbench.outputs",
+    "Logprob": "workbench.token_logprobs",
     "RequestOutput": "workbench.outputs",
     "RequestOutputKind": "workbench.params",
     "SamplingParams": "workbench.params",

@@ -61,7 +61,7 @@ _SWITCHES = (
     "trust_remote_code",
     "async_scheduling",
 )
-_AT_LEAST = {"block_size": 1, "long_prefill_token_threshold": 0, "max_logprobs": 0, "seed": 0}
+_AT_LEAST = {"block_size": 1, "long_prefill_token_threshold": 0, "max_logprobs": -1, "seed": 0}
 _AT_LEAST_OR_OPEN = {
     "max_model_len": 2,  # a prompt of one token, and the answer to it
     "max_num_seqs": 1,

@@ -13,7 +13,7 @@ from workbench.engine.clock import Clock
 from workbench.engine.request import Request, Times
 from workbench.params import LoRARequest, SamplingParams, check_against, refuse_unavailable
 from workbench.parent import Parent, ReadTokens
-from workbench.prompts import Prompt, many, read_prompt
+from workbench.prompts import Prompt, Words, many, read_prompt, tokens_of_words
 
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -65,8 +65,12 @@ class Intake:
         request_id: str | None = None,
         lora_request: LoRARequest | None = None,
         priority: int = 0,
+        score_from: int = 1,
     ) -> Parent:
         """One prompt's n requests.
+
+        Args:
+            score_from: the first token that prompt logprobs, if they are asked for, are computed of.
 
         Raises:
             ValueError, TypeError: the prompt, the params or both ask for what this engine cannot do.
@@ -87,7 +91,10 @@ class Intake:
         params.top_k = min(params.top_k, self._built.spec.vocab_size)
         if params.stop and self._built.tokenizer is None:
             raise ValueError("stop strings need a tokenizer (skip_tokenizer_init): use stop_token_ids")
-        self._check_possible(params)
+        bad_words = tokens_of_words(
+            params.bad_words or (), self._built.tokenizer, self._built.spec.vocab_size
+        )
+        self._check_possible(params, bad_words)
         read = read_prompt(prompt, self._built.tokenizer)
         self._check_prompt(read)
         number = self._next_number(params.n)
@@ -95,13 +102,22 @@ class Intake:
         parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
         for child, own in enumerate(_names(name, params.n)):
             seed = self._seed(params, number, child)
-            parent.add(self._request(own, read, params, seed, integer("priority", priority)))
+            request = self._request(own, read, params, seed, integer("priority", priority))
+            request.bad_words = bad_words
+            if params.prompt_logprobs is not None and child == 0:
+                request.score_prompt(score_from)
+            parent.add(request)
         return parent
 
-    def _check_possible(self, params: SamplingParams) -> None:
-        """Some token must be left to sample while min_tokens forbids those that end a request."""
+    def _check_possible(self, params: SamplingParams, bad_words: Words) -> None:
+        """Some token must be left to sample, also while min_tokens forbids those that end a request."""
         ends = {*(params.stop_token_ids or ()), *(() if params.ignore_eos else self._eos)}
         allowed = params.allowed_token_ids
+        never = {word[0] for word in bad_words if len(word) == 1}
+        if never.issuperset(range(self._built.spec.vocab_size) if allowed is None else allowed):
+            raise ValueError(
+                "bad_words forbid every token that may be sampled: allow another token, or leave some out"
+            )
         if params.min_tokens and allowed is not None and ends.issuperset(allowed):
             raise ValueError(
                 f"allowed_token_ids {allowed} all end the request, and min_tokens is {params.min_tokens}:"

@@ -19,16 +19,12 @@ from workbench.engine.events import Emitter, EngineStarted
 from workbench.engine.loop import Engine
 from workbench.engine.policies import Policy
 from workbench.intake import Intake
+from workbench.likelihood import likelihood, read_pairs, requests_for
 from workbench.metrics import Metric, read_metrics
 from workbench.open_requests import CLOSED, OpenRequests
-from workbench.outputs import RequestOutput
-from workbench.params import (
-    LoRARequest,
-    RequestOutputKind,
-    SamplingParams,
-    check_against,
-    refuse_unavailable,
-)
+from workbench.outputs import Likelihood, RequestOutput
+from workbench.params import LoRARequest, RequestOutputKind, SamplingParams, check_against
+from workbench.parent import Parent
 from workbench.progress import Progress
 from workbench.prompts import conversations_of, encode, written_by_template
 from workbench.step import Step, describe
@@ -142,7 +138,6 @@ class LLM:
     def _want_logprobs(self, count: int) -> AbstractContextManager[None]:
         """Every token's `count` top logprobs, for the trace; as many as a request could ask for."""
         params = SamplingParams(logprobs=count)
-        refuse_unavailable(params)
         check_against(params, vocab_size=self._parts.spec.vocab_size, max_logprobs=self.config.max_logprobs)
         return self._emit.wanting_logprobs(params.logprobs or 0)
 
@@ -217,11 +212,30 @@ class LLM:
         """
         params = self.get_default_sampling_params() if sampling_params is None else sampling_params
         parents = self._intake.all(prompts, params, lora_request, priority)
+        self._run(parents, use_tqdm)
+        outputs = [parent.output(RequestOutputKind.FINAL_ONLY) for parent in parents]
+        return [output for output in outputs if output is not None]
+
+    def _run(self, parents: Sequence[Parent], use_tqdm: bool | Callable[..., Any]) -> None:
         with Progress(parents, use_tqdm) as progress:
             self._requests.submit(parents, progress.ended)
             self._requests.drive(parents, lambda: progress.remaining == 0)
-        outputs = [parent.output(RequestOutputKind.FINAL_ONLY) for parent in parents]
-        return [output for output in outputs if output is not None]
+
+    def loglikelihood(
+        self, pairs: Sequence[tuple[Any, Any]], *, use_tqdm: bool | Callable[..., Any] = True
+    ) -> list[Likelihood]:
+        """How likely each continuation is behind its context, from (context, continuation) pairs.
+
+        Each is a str or token ids. Two strs are read as one text: spaces at the end of the context, and a
+        token that reaches over the border, belong to the continuation. A common context is computed once.
+        """
+        if self.config.logprobs_mode.endswith("logits"):
+            raise ValueError("loglikelihood needs logprobs: open the LLM with logprobs_mode='raw_logprobs'")
+        read = read_pairs(pairs, self._parts.tokenizer, self._parts.spec.bos_token_id)
+        parents = requests_for(read, self._intake)
+        # Contexts side by side, so that their blocks are still there for those that share them.
+        self._run([parents[i] for i in sorted(range(len(read)), key=lambda i: read[i])], use_tqdm)
+        return [likelihood(pair, parent) for pair, parent in zip(read, parents, strict=True)]
 
     def chat(
         self,

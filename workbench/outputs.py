@@ -5,28 +5,14 @@ Plain values: knows neither the engine nor tensors. Times are seconds of the eng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal, NamedTuple
 
 from workbench.params import LoRARequest
+from workbench.token_logprobs import Logprob
 
 SHOWN = 60  # characters of a text that a repr shows
-
-
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    """One token's log probability at one position."""
-
-    logprob: float  # natural log
-    rank: int | None = None  # 1 is the best
-    decoded_token: str | None = None  # None without a tokenizer
-
-    def __repr__(self) -> str:
-        return f"Logprob({self.logprob:.4f}, rank={self.rank}, decoded_token={self.decoded_token!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,79 +24,6 @@ class RequestMetrics:
     first_token_ts: float | None = None
     last_token_ts: float | None = None
     num_preemptions: int = 0
-
-
-class TokenLogprobs(Sequence[dict[int, Logprob]]):
-    """Logprobs of the generated tokens: one dict a token, sampled token first, made when it is indexed.
-
-    Args:
-        token_ids: [n]; the sampled tokens.
-        sampled: [n] float32; their logprobs.
-        ranks: [n]; their ranks, 1 is the best.
-        top_ids: [n, k]; the k most likely tokens, best first.
-        top_logprobs: [n, k] float32.
-        decode: text of one token, or None without a tokenizer.
-    """
-
-    def __init__(
-        self,
-        token_ids: npt.ArrayLike,
-        sampled: npt.ArrayLike,
-        ranks: npt.ArrayLike,
-        top_ids: npt.ArrayLike,
-        top_logprobs: npt.ArrayLike,
-        decode: Callable[[int], str] | None = None,
-    ) -> None:
-        self.token_ids = np.asarray(token_ids, dtype=np.int32)
-        self.sampled = np.asarray(sampled, dtype=np.float32)
-        self.ranks = np.asarray(ranks, dtype=np.int32)
-        count = len(self.token_ids)
-        self.top_ids = np.asarray(top_ids, dtype=np.int32).reshape(count, -1 if count else 0)
-        self.top_logprobs = np.asarray(top_logprobs, dtype=np.float32).reshape(self.top_ids.shape)
-        self._decode = decode
-
-    def __len__(self) -> int:
-        return len(self.token_ids)
-
-    @overload
-    def __getitem__(self, index: int) -> dict[int, Logprob]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[int, Logprob]]: ...
-    def __getitem__(self, index: int | slice) -> dict[int, Logprob] | list[dict[int, Logprob]]:
-        if isinstance(index, slice):
-            return [self._entry(place) for place in range(*index.indices(len(self)))]
-        return self._entry(range(len(self))[index])
-
-    def __iter__(self) -> Iterator[dict[int, Logprob]]:
-        return (self._entry(place) for place in range(len(self)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    def __repr__(self) -> str:
-        return repr(list(self))
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """For pickle and copy: the texts of the tokens go along, not the tokenizer."""
-        decode = None
-        if self._decode is not None:
-            ids = {*self.token_ids.tolist(), *self.top_ids.ravel().tolist()}
-            decode = {token_id: self._decode(token_id) for token_id in ids}.__getitem__
-        arrays = (self.token_ids, self.sampled, self.ranks, self.top_ids, self.top_logprobs)
-        return TokenLogprobs, (*arrays, decode)
-
-    def _entry(self, place: int) -> dict[int, Logprob]:
-        token_id = int(self.token_ids[place])
-        entry = {token_id: self._logprob(token_id, self.sampled[place], self.ranks[place])}
-        top = zip(self.top_ids[place].tolist(), self.top_logprobs[place], strict=True)
-        for rank, (top_id, value) in enumerate(top, start=1):
-            if top_id != token_id:  # the sampled token keeps its place
-                entry[top_id] = self._logprob(top_id, value, rank)
-        return entry
-
-    def _logprob(self, token_id: int, value: np.float32, rank: int | np.int32) -> Logprob:
-        text = None if self._decode is None else self._decode(token_id)
-        return Logprob(float(value), int(rank), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +71,17 @@ class RequestOutput:
             f"RequestOutput({self.request_id!r}, {prompt}{_count(self.prompt_token_ids)}, "
             f"{self.num_cached_tokens} cached, {state}, outputs={self.outputs!r})"
         )
+
+
+class Likelihood(NamedTuple):
+    """How likely a continuation is behind its context. Logprobs are natural logarithms."""
+
+    logprob: float  # of the continuation: the sum over its tokens
+    is_greedy: bool  # greedy generation would have given exactly these tokens: every rank is 1
+    token_ids: list[int]  # of the continuation
+    token_logprobs: list[float]  # of each of its tokens, behind all those before it
+    token_ranks: list[int]  # of each; 1 is the likeliest
+    num_cached_tokens: int  # tokens of the context that were found in the prefix cache, not computed
 
 
 def _short(text: str) -> str:

@@ -112,8 +112,8 @@ class SamplingParams:
     max_tokens: int | None = 16  # None: up to max_model_len
     min_tokens: int = 0  # before these are generated neither EOS nor stop_token_ids can be sampled
     logprobs: int | None = None  # the top k and the sampled token; -1: the whole vocabulary
-    prompt_logprobs: int | None = None
-    logprob_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens; once a prompt, whatever n is
+    logprob_token_ids: list[int] | None = None  # these, and the sampled token; an empty list is None
     detokenize: bool = True
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -122,7 +122,7 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None
     logit_bias: dict[int, float] | None = None  # added to the logits; -100..100
     allowed_token_ids: list[int] | None = None  # nothing else is sampled
-    bad_words: list[str] | None = None
+    bad_words: list[str] | None = None  # never generated, with or without a space in front
     extra_args: dict[str, Any] | None = None  # for the engine's own logits processors
     skip_reading_prefix_cache: bool | None = None  # True: compute the whole prompt; still written
 
@@ -147,6 +147,11 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """The largest logit is taken; nothing is drawn."""
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Something is told of every generated token."""
+        return self.logprobs is not None or self.logprob_token_ids is not None
 
     def clone(self) -> SamplingParams:
         """A copy that shares no list or dict with this one."""
@@ -232,11 +237,7 @@ class LoRARequest:
 def refuse_unavailable(params: SamplingParams) -> None:
     """Raise ValueError for what later versions bring. Each capability deletes its own line."""
     waiting = {
-        "prompt_logprobs": params.prompt_logprobs is not None,
         "structured_outputs": params.structured_outputs is not None,
-        "bad_words": bool(params.bad_words),
-        "logprob_token_ids": params.logprob_token_ids is not None,
-        "logprobs=-1": params.logprobs == -1,
         "extra_args": bool(params.extra_args),
     }
     for name, asked in waiting.items():
@@ -245,15 +246,21 @@ def refuse_unavailable(params: SamplingParams) -> None:
 
 
 def check_against(params: SamplingParams, *, vocab_size: int, max_logprobs: int) -> None:
-    """Raise ValueError where the params ask for more than the engine or its model has."""
-    if params.logprobs is not None and params.logprobs > max_logprobs:
-        raise ValueError(
-            f"logprobs is {params.logprobs}, the engine gives {max_logprobs} at most: raise max_logprobs"
-        )
-    if params.logprobs is not None and params.logprobs > vocab_size:
-        raise ValueError(
-            f"logprobs is {params.logprobs}, the vocabulary has {vocab_size} tokens: ask for fewer"
-        )
+    """Raise ValueError where the params ask for more than the engine or its model has.
+
+    `max_logprobs` guards against a slip of the keyboard: -1 sets it aside, as does asking for -1.
+    """
+    for name in ("logprobs", "prompt_logprobs"):
+        count = getattr(params, name)
+        if count is not None and 0 <= max_logprobs < count:
+            raise ValueError(
+                f"{name} is {count}, the engine gives {max_logprobs} at most: raise max_logprobs"
+            )
+        if count is not None and count > vocab_size:
+            raise ValueError(
+                f"{name} is {count}, the vocabulary has {vocab_size} tokens: ask for fewer, or -1 for all"
+            )
+    _check_vocabulary("logprob_token_ids", params.logprob_token_ids or (), vocab_size)
     _check_vocabulary("logit_bias", params.logit_bias or (), vocab_size)
     _check_vocabulary("allowed_token_ids", params.allowed_token_ids or (), vocab_size)
     _check_vocabulary("stop_token_ids", params.stop_token_ids or (), vocab_size)
@@ -299,7 +306,8 @@ def _check_logprobs(p: SamplingParams) -> None:
     p.logprobs = top_count("logprobs", p.logprobs)
     p.prompt_logprobs = top_count("prompt_logprobs", p.prompt_logprobs)
     if p.logprob_token_ids is not None:
-        p.logprob_token_ids = token_ids("logprob_token_ids", p.logprob_token_ids)
+        ids = token_ids("logprob_token_ids", p.logprob_token_ids)
+        p.logprob_token_ids = list(dict.fromkeys(ids)) or None
 
 
 def _check_token_sets(p: SamplingParams) -> None:

@@ -5,7 +5,7 @@ Text is decoded here, and only when somebody reads it. Knows tokenizers and requ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from workbench.engine.plan import Ints
 from workbench.engine.request import Request
-from workbench.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprobs
+from workbench.engine.result import LogprobColumns, Scores
+from workbench.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from workbench.params import RequestOutputKind, SamplingParams
-from workbench.text import TextStream, decoder
+from workbench.text import TextStream, decoder, speller
+from workbench.token_logprobs import CONTEXT, Listing, PromptLogprobs, Spell, TokenLogprobs
 
 # The tokens a request has so far, wherever they are now; int32, prompt included.
 ReadTokens = Callable[[Request], Ints]
@@ -41,6 +43,7 @@ class Parent:
     tokenizer: Any | None
     read_tokens: ReadTokens
     children: list[Child] = field(default_factory=list)
+    prompt_told: bool = False  # DELTA: the prompt's logprobs were handed out
 
     def add(self, request: Request) -> None:
         """One more child; its text is watched when a stop string may end it."""
@@ -79,21 +82,29 @@ class Parent:
         delta = kind is RequestOutputKind.DELTA
         outputs = [self._completion(index, child, delta=delta) for index, child in enumerate(self.children)]
         told = [output for output in outputs if output is not None]
-        return self._assemble(told) if told else None
+        return self._assemble(told, delta=delta) if told else None
 
-    def _assemble(self, outputs: list[CompletionOutput]) -> RequestOutput:
+    def _assemble(self, outputs: list[CompletionOutput], *, delta: bool) -> RequestOutput:
         first = self.children[0].request
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=first.prompt_token_ids.tolist(),
-            prompt_logprobs=None,
+            prompt_logprobs=self._prompt_logprobs(delta=delta),
             outputs=outputs,
             finished=self.finished,
             metrics=self._metrics(),
             lora_request=None,
             num_cached_tokens=first.num_cached_tokens,
         )
+
+    def _prompt_logprobs(self, *, delta: bool) -> PromptLogprobs | None:
+        """The first child computes them, for all."""
+        if delta and self.prompt_told:
+            return None
+        found = _prompt_logprobs(self.children[0].request, self._spell)
+        self.prompt_told = found is not None
+        return found
 
     def _metrics(self) -> RequestMetrics:
         """Of all children together: the first to start, the last to end."""
@@ -113,7 +124,7 @@ class Parent:
             return None
         begin = child.tokens_told if delta else 0
         child.tokens_told, child.end_told = len(token_ids), request.finished
-        logprobs = _logprobs(request, token_ids, begin, self._decode_one)
+        logprobs = _logprobs(request, token_ids, begin, self._spell)
         return CompletionOutput(
             index=index,
             text=self._text(child, token_ids, delta=delta),
@@ -136,18 +147,16 @@ class Parent:
         return text.take(final=final) if delta else text.text
 
     @property
-    def _decode_one(self) -> Callable[[int], str] | None:
-        tokenizer = self.tokenizer
-        return None if tokenizer is None else lambda token_id: str(tokenizer.decode([token_id]))
+    def _spell(self) -> Spell | None:
+        return None if self.tokenizer is None else speller(self.tokenizer)
 
 
-def _logprobs(
-    request: Request, token_ids: Ints, begin: int, decode: Callable[[int], str] | None
-) -> TokenLogprobs | None:
+def _logprobs(request: Request, token_ids: Ints, begin: int, spell: Spell | None) -> TokenLogprobs | None:
     """The logprobs of output tokens from `begin` on, as arrays; dicts are made when they are indexed."""
-    wanted = request.params.logprobs
-    if wanted is None:
+    params = request.params
+    if not params.wants_logprobs:
         return None
+    wanted = max(params.logprobs or 0, 0)  # the vocabulary is kept apart
     lines = request.logprobs[begin : len(token_ids)]
     return TokenLogprobs(
         token_ids=token_ids[begin:],
@@ -155,7 +164,44 @@ def _logprobs(
         ranks=[columns.ranks[line] for columns, line in lines],
         top_ids=np.array([columns.top_ids[line, :wanted] for columns, line in lines]),
         top_logprobs=np.array([columns.top_logprobs[line, :wanted] for columns, line in lines]),
-        decode=decode,
+        spell=spell,
+        before=[*request.prompt_token_ids[-CONTEXT:].tolist(), *token_ids[:begin].tolist()],
+        listing=_listing(params.logprob_token_ids, lines),
+        whole=request.whole_logprobs[begin : len(token_ids)],
+    )
+
+
+def _prompt_logprobs(request: Request, spell: Spell | None) -> PromptLogprobs | None:
+    """Of every prompt token; None as long as some are to come."""
+    if request.params.prompt_logprobs is None or request.scoring:
+        return None
+    told, prompt = Scores.joined(request.scores), request.prompt_token_ids
+    return PromptLogprobs(
+        TokenLogprobs(
+            prompt[1:],
+            told.sampled,
+            told.ranks,
+            told.top_ids,
+            told.top_logprobs,
+            spell=spell,
+            before=prompt[:1].tolist(),
+            whole=[*told.whole],
+        )
+    )
+
+
+def _listing(ids: list[int] | None, lines: Sequence[tuple[LogprobColumns, int]]) -> Listing | None:
+    """What a request's columns say of the ids it listed."""
+    if ids is None:
+        return None
+    found = []
+    for columns, line in lines:
+        assert columns.listed is not None, "ids were listed and the runner did not tell of them"
+        found.append((columns.listed, int(np.searchsorted(columns.listed.lines, line))))
+    return Listing(
+        np.array(ids, np.int32),
+        np.array([listed.logprobs[place, : len(ids)] for listed, place in found], np.float32),
+        np.array([listed.ranks[place, : len(ids)] for listed, place in found], np.int32),
     )
 
 

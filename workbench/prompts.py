@@ -20,6 +20,9 @@ _LATER = {
 _KNOWN = ("prompt", "prompt_token_ids", "cache_salt")
 
 
+Words = tuple[tuple[int, ...], ...]  # token ids of each
+
+
 class Prompt(NamedTuple):
     text: str | None
     token_ids: Ints  # [n]
@@ -65,6 +68,29 @@ def encode(text: str, tokenizer: Any, *, add_special_tokens: bool = True) -> Any
             f"the tokenizer cannot encode the prompt {reprlib.repr(text)} ({error}): if it holds half of a"
             " surrogate pair, clean it with prompt.encode('utf-8', 'replace').decode()"
         ) from error
+
+
+def tokens_of_words(words: Sequence[str], tokenizer: Any | None, vocab_size: int) -> Words:
+    """Each word as it is spelt at the beginning of a text and behind a space.
+
+    Raises:
+        ValueError: there is no tokenizer, or a word is no token that the model knows.
+    """
+    if words and tokenizer is None:
+        raise ValueError(
+            "bad_words need a tokenizer (skip_tokenizer_init): use logit_bias={token id: -100}, or open the"
+            " engine with one"
+        )
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word.lstrip(), " " + word.lstrip()):
+            ids = tuple(encode(text, tokenizer, add_special_tokens=False)) if text.strip() else ()
+            if not ids or max(ids) >= vocab_size:
+                raise ValueError(
+                    f"bad_words holds {word!r}, which is no word of the vocabulary: leave it out"
+                )
+            found[ids] = None
+    return tuple(found)
 
 
 def _parts(prompt: Any) -> tuple[str | None, Any | None, str | None]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from workbench.engine.plan import Ints
 from workbench.params import SamplingParams
+from workbench.token_logprobs import Spell
 
 INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are not a character, or not yet
 
@@ -26,6 +28,29 @@ def decoder(tokenizer: Any, params: SamplingParams) -> Decode:
         return text
 
     return decode
+
+
+def speller(tokenizer: Any) -> Spell:
+    """The text of a token where it stands: what it adds to the text of those before it.
+
+    A character of several tokens is the text of the last of them; the others, and bytes that are no
+    character there, have none. What is a text by itself is that text, whatever came before.
+    """
+    alone = functools.cache(lambda token_id: str(tokenizer.decode([token_id])))
+
+    def spell(token_id: int, before: tuple[int, ...]) -> str:
+        own = alone(token_id)
+        if INCOMPLETE not in own:
+            return own
+        for begin in range(len(before), -1, -1):
+            near = [*before[begin:]]
+            known = len(tokenizer.decode(near).rstrip(INCOMPLETE)) if near else 0
+            new = str(tokenizer.decode([*near, token_id])).rstrip(INCOMPLETE)[known:]
+            if new and INCOMPLETE not in new:
+                return new
+        return ""
+
+    return spell
 
 
 class TextStream:

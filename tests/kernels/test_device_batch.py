@@ -52,7 +52,7 @@ def test_a_batch_is_forgotten_without_the_device_and_its_rows_ask_for_nothing_af
     batch._enter([entering(1, SamplingParams()), entering(2, biased)])
     rows = torch.arange(3, dtype=torch.int32, device=device)
     logits = torch.zeros((3, VOCAB), device=device)
-    adjusted = batch.adjuster.adjust(logits, rows, rows)
+    adjusted = batch.adjuster.adjust(logits, rows, rows, batch.tokens)
     slots = adjusted.slots.tolist()
     assert slots[:2] == [-1, -1]
     assert slots[2] >= 0

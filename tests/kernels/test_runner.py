@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from tests.llm import tiny
+from tests.llm.asking import is_rank
+from tests.llm.processing import OPTIONS, processed, spellings
 from workbench import LLM, SamplingParams
 from workbench.models import backend
-from workbench.runtime import device_batch, graphs
+from workbench.runtime import device_batch, graphs, scoring
 from workbench.runtime.graphs import DecodeGraphs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COUNT = 3
+FLOAT = 4  # bytes
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +42,13 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def open_llm(folder: Path, **settings) -> LLM:
-    settings = {"max_model_len": 96, "max_num_seqs": 4, "num_gpu_blocks_override": 48} | settings
-    return LLM(
-        str(folder), device=DEVICE, dtype="float32", block_size=8, skip_tokenizer_init=True, **settings
-    )
+    plain = {
+        "max_model_len": 96,
+        "max_num_seqs": 4,
+        "num_gpu_blocks_override": 48,
+        "skip_tokenizer_init": True,
+    }
+    return LLM(str(folder), device=DEVICE, dtype="float32", block_size=8, **plain | settings)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_toke
         assert list(output.outputs[0].token_ids)[: len(expected)] == expected
 
 
-@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"])
 def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
@@ -99,8 +105,12 @@ def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
     params = [
         SamplingParams(temperature=0.8, seed=1, logprobs=2, **common),
         SamplingParams(temperature=1.0, top_p=0.9, top_k=20, seed=2, logprobs=3, **common),
-        SamplingParams(temperature=0.7, min_p=0.05, presence_penalty=1.5, seed=3, **common),
-        SamplingParams(temperature=0.9, repetition_penalty=1.3, logit_bias={7: 2.0}, seed=4, **common),
+        SamplingParams(
+            temperature=0.7, min_p=0.05, presence_penalty=1.5, seed=3, logprob_token_ids=[7, 250], **common
+        ),
+        SamplingParams(
+            temperature=0.9, repetition_penalty=1.3, logit_bias={7: 2.0}, seed=4, logprobs=-1, **common
+        ),
         SamplingParams(temperature=1.2, allowed_token_ids=list(range(5, 60)), seed=5, logprobs=1, **common),
         SamplingParams(
             temperature=1.5, min_tokens=3, stop_token_ids=list(range(3, 200)), seed=6, max_tokens=9
@@ -123,3 +133,84 @@ def test_sampled_tokens_and_logprobs_are_those_of_plain_torch(
                     continue
                 assert value.logprob == pytest.approx(expected_line[token].logprob, abs=1e-4)
                 assert value.rank == expected_line[token].rank
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("llama", {}), ("qwen2", {"async_scheduling": True, "max_num_batched_tokens": 16})],
+    ids=["whole", "overlapped, chunked"],
+)
+def test_prompt_logprobs_are_those_of_transformers(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, settings: dict
+) -> None:
+    monkeypatch.setattr(scoring, "SLICE_BYTES", 7 * FLOAT * tiny.VOCAB)
+    oracle = tiny.load(folders[family])
+    wants = [2, -1, None, 0]
+    asked = [SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=want) for want in wants]
+    with open_llm(folders[family], **settings) as llm:
+        for _ in range(2):
+            outputs = llm.generate(prompts(4), asked, use_tqdm=False)
+            for prompt, want, output in zip(prompts(4), wants, outputs, strict=True):
+                if want is None:
+                    assert output.prompt_logprobs is None
+                    continue
+                assert output.prompt_logprobs[0] is None
+                rows = tiny.logits(oracle, prompt).double().log_softmax(-1)
+                assert len(output.prompt_logprobs) == len(rows)
+                for token, entry, row in zip(prompt[1:], output.prompt_logprobs[1:], rows, strict=False):
+                    assert set(entry) == {token, *row.topk(tiny.VOCAB if want < 0 else want).indices.tolist()}
+                    for token_id, value in entry.items():
+                        assert value.logprob == pytest.approx(float(row[token_id]), abs=1e-4)
+                        assert is_rank(value.rank, row, token_id)
+
+
+def test_what_is_sampled_from_is_what_a_float64_reference_says(folders: dict[str, Path]) -> None:
+    """Every processor alone and all together, rows given to others as requests end."""
+    folder = tiny.write_tokenizer(folders["llama"])
+    oracle = tiny.load(folder)
+    given = prompts(4)
+    params = [
+        SamplingParams(**{"seed": 5, "max_tokens": 4, "logprobs": -1} | options)
+        for options in OPTIONS.values()
+    ]
+    settings = {"logprobs_mode": "processed_logprobs", "skip_tokenizer_init": False, "async_scheduling": True}
+    with open_llm(folder, max_num_seqs=3, **settings) as llm:
+        asked = [given[place % 4] for place in range(len(params))]
+        outputs = llm.generate(asked, params, use_tqdm=False)
+        tokenizer = llm.get_tokenizer()
+    for prompt, own, output in zip(asked, params, outputs, strict=True):
+        tokens, words = list(output.outputs[0].token_ids), spellings(tokenizer, own.bad_words or [])
+        rows = tiny.logits(oracle, [*prompt, *tokens])[len(prompt) - 1 : -1]
+        for place, (entry, row) in enumerate(zip(output.outputs[0].logprobs, rows, strict=True)):
+            expected = processed(row, own, prompt, tokens[:place], words, tiny.EOS).log_softmax(-1)
+            found = torch.tensor([entry[token_id].logprob for token_id in range(tiny.VOCAB)]).double()
+            assert torch.equal(found.isneginf(), expected.isneginf()), own
+            kept = ~expected.isneginf()
+            torch.testing.assert_close(found[kept], expected[kept], rtol=0, atol=1e-4)
+
+
+def test_bad_words_hold_back_the_end_of_what_was_just_generated(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tokens are allowed, so that words of several tokens come up all the time; both runners agree."""
+    folder = tiny.write_tokenizer(folders["llama"])
+    found = []
+    for kernels in (True, False):
+        monkeypatch.setattr(backend, "has_kernels", lambda device, there=kernels: there)
+        with open_llm(folder, skip_tokenizer_init=False, max_num_seqs=3, async_scheduling=True) as llm:
+            ids = [llm.get_tokenizer().encode(word) for word in (" sang", " bird", " tree")]
+            pieces = sorted({i for word in ids for i in word})
+            common = {
+                "allowed_token_ids": pieces, "max_tokens": 12, "temperature": 1.4, "ignore_eos": True
+            }  # fmt: skip
+            params = [
+                SamplingParams(seed=place, bad_words=words, **common)
+                for place, words in enumerate(
+                    [["sang bird"], None, ["bird", "sang tree"], ["tree bird sang"]]
+                )
+            ]
+            outputs = llm.generate(prompts(4), params, use_tqdm=False)
+        found.append([list(output.outputs[0].token_ids) for output in outputs])
+        for own, output in zip(params, outputs, strict=True):
+            assert not any(word in output.outputs[0].text for word in own.bad_words or ())
+    assert found[0] == found[1]

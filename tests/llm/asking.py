@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import torch
+
 from tests.llm import tiny
 from tests.llm.conftest import Models
 from workbench import LLM, SamplingParams
@@ -23,6 +25,14 @@ def greedy(**options) -> SamplingParams:
 def is_right(models: Models, prompt: list[int], tokens: list[int], family: str = "llama") -> bool:
     expected = models.greedy(prompt, COUNT, family)
     return len(tokens) == COUNT and tokens[: len(expected)] == expected
+
+
+def is_rank(rank: int, row: torch.Tensor, token_id: int) -> bool:
+    """1 + the number of larger values, but for those that float32 cannot tell apart."""
+    close = 2e-5
+    return (
+        1 + int((row > row[token_id] + close).sum()) <= rank <= 1 + int((row > row[token_id] - close).sum())
+    )
 
 
 async def collect(llm: LLM, prompt: list[int], params: SamplingParams) -> list[int]:

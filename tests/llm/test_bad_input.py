@@ -164,7 +164,12 @@ PARAMS: dict[str, tuple[dict, type[Exception], str]] = {
         ValueError,
         r"allowed_token_ids \[0, 5\] all end.*min_tokens is 3.*allow another",
     ),
-    "prompt_logprobs": ({"prompt_logprobs": 1}, ValueError, "prompt_logprobs is not available yet"),
+    "more prompt logprobs than the engine gives": (
+        {"prompt_logprobs": 21},
+        ValueError,
+        "prompt_logprobs is 21.*raise max_logprobs",
+    ),
+    "a listed id beyond": ({"logprob_token_ids": [320]}, ValueError, "logprob_token_ids holds .*320.*319"),
 }
 
 

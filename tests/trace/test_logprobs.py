@@ -145,7 +145,7 @@ def test_a_recording_in_mid_run_begins_where_it_begins(folder: Path) -> None:
     [
         (21, "logprobs is 21, the engine gives 20 at most: raise max_logprobs"),
         (-2, "logprobs is -2: use -1 or more"),
-        (-1, "logprobs=-1 is not available yet"),
+        (-1, "a trace keeps the likeliest tokens, not the vocabulary: record"),
     ],
 )
 def test_more_logprobs_than_there_are_is_refused(folder: Path, count: int, says: str) -> None:

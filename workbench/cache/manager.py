@@ -121,6 +121,13 @@ class CacheManager:
                 return place + run
         return run
 
+    def keys_of(self, tables: BlockTables, source: TokenSource, count: int) -> list[bytes]:
+        """Keys of the first `count` blocks' tokens; none where nothing is cached."""
+        if not self.caching:
+            return []
+        self._extend(tables, source, count)
+        return tables.keys[:count]
+
     def _extend(self, tables: BlockTables, source: TokenSource, count: int) -> None:
         known = len(tables.keys)
         if known < count:

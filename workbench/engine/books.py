@@ -29,6 +29,7 @@ from workbench.engine.events import (
     RequestPreempted,
 )
 from workbench.engine.flight import Flight
+from workbench.engine.known_scores import KnownScores
 from workbench.engine.plan import Ints
 from workbench.engine.policies import Policy
 from workbench.engine.queue import WaitingQueue
@@ -83,6 +84,7 @@ class Books:
         self.running = Running(limits.max_rows, limits.max_length)
         self.flights: deque[Flight] = deque()  # oldest first
         self.counts = Counts()
+        self.known_scores = KnownScores(cache)
         self.removed: list[int] = []  # rows emptied since the last plan
         self.index = 0  # of the next plan
         self._arrivals = 0

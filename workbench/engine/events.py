@@ -69,6 +69,7 @@ class RequestAdmitted:
     num_cached_tokens: int  # of those, found, not computed again
     num_reached: int  # tokens it had computed before its last preemption; 0 when it is new
     resumed: bool  # it ran before and was preempted
+    num_forgone: int = 0  # cached beyond that, and computed all the same: logprobs of the prompt need it
 
 
 @dataclass(frozen=True, slots=True)

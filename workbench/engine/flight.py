@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.request import Request
+from workbench.engine.result import Scores
 from workbench.engine.running import Longs
 
 
@@ -29,6 +30,22 @@ class Flight:
         if self.places is None:
             return self.requests
         return [self.requests[place] for place in self.places]
+
+    def keep_scores(self, scores: Sequence[Scores]) -> list[Request]:
+        """Requests take the logprobs of their prompts, () from a runner without a model; who has them all."""
+        scoring, complete = self.plan.scoring, []
+        if scoring is None:
+            return []
+        held = dict(zip(self.rows.tolist(), self.requests, strict=True))
+        rows = self.plan.rows[scoring.lines].tolist()
+        for number, (row, end) in enumerate(zip(rows, scoring.ends.tolist(), strict=True)):
+            request = held[row]
+            if request not in self.dropped:
+                request.num_scored = end
+                request.scores += scores[number : number + 1]
+                if not request.scoring:
+                    complete.append(request)
+        return complete
 
     def drop(self, request: Request) -> int:
         """The request, which still holds its row, is gone; the tokens this plan computes for it."""

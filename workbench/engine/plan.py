@@ -29,6 +29,20 @@ class Addition(NamedTuple):
     seed: int  # 64 bits; with the position it decides every random draw of this request
     eos_token_ids: tuple[int, ...]  # () with ignore_eos; what min_tokens has to suppress
     adapter: int | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()  # tokens of each; its last is not to follow the others
+    score_from: int = 0  # first prompt token whose logprobs it wants; 0: it wants none
+
+
+class Scoring(NamedTuple):
+    """Prompt tokens whose logprobs a step tells: of some of its chunks, the tokens [firsts, ends).
+
+    A token is predicted by the one before it, so that a chunk tells of tokens one further on than its
+    own.
+    """
+
+    lines: Ints  # [s]; places in the plan's rows, ascending
+    firsts: Ints  # [s]; positions
+    ends: Ints  # [s]
 
 
 class Growth(NamedTuple):
@@ -58,6 +72,7 @@ class StepPlan(NamedTuple):
     added: tuple[Addition, ...]
     grown: tuple[Growth, ...]  # one for each KV group
     logprobs: int = 0  # top logprobs that observers want of every row that samples, asked for or not; 0: none
+    scoring: Scoring | None = None  # None: no chunk tells of prompt tokens
 
     @property
     def num_tokens(self) -> int:

@@ -14,7 +14,7 @@ from workbench.cache.manager import Hit
 from workbench.engine.books import NOBODY, Books
 from workbench.engine.events import PrefixLookedUp, RequestAdmitted
 from workbench.engine.flight import Flight
-from workbench.engine.plan import Addition, Growth, StepPlan
+from workbench.engine.plan import Addition, Growth, Scoring, StepPlan
 from workbench.engine.request import Request, State
 from workbench.engine.running import Admission, Longs
 
@@ -46,6 +46,7 @@ class Planner:
 
     def __init__(self, books: Books) -> None:
         self._books = books
+        self._scoring: dict[Request, int] = {}  # who wants prompt logprobs -> first token not planned yet
         self._untold: list[str] = []  # ids preempted while no plan could be made; the next one tells
         self._steady = 0  # plans ahead in which everybody wants just the token it sampled last
         self._room = 0  # of those, how many find room in the blocks that are held
@@ -57,6 +58,7 @@ class Planner:
 
     def restart(self) -> None:
         """Nobody runs any more."""
+        self._scoring.clear()
         self._steady = self._room = 0
 
     def plan(self) -> Draft | None:
@@ -229,7 +231,13 @@ class Planner:
         if not self._reads_cache(request):
             return Hit(0, [[] for _ in self._books.cache.groups])
         books, queried = self._books, len(request.token_ids)
+        if request.scoring:
+            books.known_scores.tell(request)
         hit = books.cache.lookup(request.tables, request, queried)
+        if request.scoring:
+            # What predicts a token that is still to be told of has to be computed, cached or not.
+            found, hit = hit, books.cache.lookup(request.tables, request, request.num_scored)
+            request.num_forgone = found.num_tokens - hit.num_tokens
         if books.emit:
             books.emit(
                 PrefixLookedUp(books.clock(), books.index, request.request_id, queried, hit.num_tokens)
@@ -253,6 +261,8 @@ class Planner:
     def _enter(self, admission: Admission) -> Addition:
         request, now = admission.request, self._books.clock()
         request.admitted_at = self._books.index
+        if request.scoring:
+            self._scoring[request] = request.num_scored
         request.state = State.RUNNING
         resumed = request.times.scheduled is not None
         if not resumed:
@@ -270,6 +280,7 @@ class Planner:
                     admission.computed,
                     reached,
                     resumed,
+                    request.num_forgone,
                 )
             )
         return Addition(
@@ -282,6 +293,8 @@ class Planner:
             seed=request.seed,
             eos_token_ids=request.eos_token_ids,
             adapter=request.adapter,
+            bad_words=request.bad_words,
+            score_from=request.score_from,
         )
 
     def _compose(
@@ -290,7 +303,7 @@ class Planner:
         """Advance the columns and write the plan down; also the places that sample, None for all."""
         running, n = self._books.running, self._books.running.count
         starts = running.computed.astype(np.int32)
-        places = None
+        places, scoring = None, None
         rows, granted, samples = running.rows, running.one_each, running.all_sample
         if steady:
             running.advance(self._ones[:n])
@@ -298,6 +311,8 @@ class Planner:
             self._room = self._room - 1 if self._room else int((running.capacity - running.computed).min())
         else:
             self._room = 0
+            if self._scoring:
+                scoring = self._score(starts + counts)
             running.computed += counts
             yields = (running.computed == running.length) & (counts > 0)
             running.length += yields
@@ -306,6 +321,9 @@ class Planner:
             if not yields.all():
                 places = yields.nonzero()[0]
                 part = counts.nonzero()[0]
+                if scoring is not None:
+                    lines = np.searchsorted(part, scoring.lines).astype(np.int32)
+                    scoring = scoring._replace(lines=lines)
                 rows, starts, granted, samples = rows[part], starts[part], granted[part], yields[part]
         grown = (
             (draft.crossed,)
@@ -316,9 +334,25 @@ class Planner:
         index = self._books.next_index()
         plan = StepPlan(
             index, draft.budget, rows, starts, granted, samples, removed, additions, grown,
-            self._books.emit.logprobs,
+            self._books.emit.logprobs, scoring,
         )  # fmt: skip
         return plan, places
+
+    def _score(self, ends: Longs) -> Scoring | None:
+        """Prompt tokens that chunks which end there tell of, by place; None where there are none."""
+        running, found = self._books.running, []
+        for request, first in list(self._scoring.items()):
+            if request.state is not State.RUNNING:
+                del self._scoring[request]
+                continue
+            place = running.place_of(request)
+            end = min(int(ends[place]) + 1, request.num_prompt_tokens)
+            if end > first:
+                found.append((place, first, end))
+                self._scoring[request] = end
+            if end == request.num_prompt_tokens:
+                del self._scoring[request]
+        return Scoring(*np.array(sorted(found), np.int32).T) if found else None
 
 
 def _growth(grown: list[tuple[int, int, int]]) -> Growth:

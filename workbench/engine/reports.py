@@ -38,6 +38,15 @@ def _planned_ids(books: Books, flight: Flight) -> tuple[str, ...]:
     return tuple([requests[place].request_id for place in running.places_of_rows(rows).tolist()])
 
 
+def light(result: StepResult) -> StepResult:
+    """What observers keep of a result."""
+    if result.scores:
+        result = result._replace(scores=())
+    if result.logprobs is None or result.logprobs.whole is None:
+        return result
+    return result._replace(logprobs=result.logprobs.without_whole)
+
+
 def step_committed(
     books: Books,
     flight: Flight,
@@ -56,7 +65,7 @@ def step_committed(
         taken = np.array(range(len(requests)) if kept is None else kept, np.int32)
     return StepCommitted(
         at=now,
-        result=result,
+        result=light(result),
         request_ids=request_ids,
         taken=taken,
         overshoot=flight.overshoot,

@@ -11,7 +11,7 @@ import numpy as np
 from workbench.cache.manager import BlockTables
 from workbench.engine.events import FinishReason
 from workbench.engine.plan import Ints
-from workbench.engine.result import LogprobColumns
+from workbench.engine.result import Floats, LogprobColumns, Scores
 from workbench.params import SamplingParams
 
 # Looks at the tokens a request has so far (int32, prompt excluded) and says why it has to stop, or None.
@@ -52,6 +52,8 @@ class Request:
     adapter: int | None = None
     arrival: int = 0  # 0, 1, 2 ... in the order of arrival
     stop_check: StopCheck | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()  # tokens of each
+    score_from: int = 0  # first prompt token whose logprobs it wants; 0: it wants none
     streams: bool = False  # the listener wants to hear of every token, not only of the end
     listener: Callable[[Request], None] | None = None
 
@@ -63,7 +65,11 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: list[tuple[LogprobColumns, int]] = field(default_factory=list)  # a columns' line a token
+    whole_logprobs: list[Floats] = field(default_factory=list)  # [vocab] a token, where it asks for that
+    scores: list[Scores] = field(default_factory=list)  # of its prompt, chunk after chunk
+    num_scored: int = 0  # leading prompt tokens of which all that is wanted is known
     num_cached_tokens: int = 0  # found when it was first admitted
+    num_forgone: int = 0  # cached beyond its last hit, and computed all the same: its prompt is scored
     num_preemptions: int = 0
     num_reached: int = 0  # tokens computed before its last preemption
     num_recomputed: int = 0  # tokens computed again after preemptions
@@ -84,13 +90,31 @@ class Request:
         return len(self.prompt_token_ids)
 
     @property
+    def scoring(self) -> bool:
+        """Whether logprobs of its prompt are still to come."""
+        return 0 < self.num_scored < self.num_prompt_tokens
+
+    @property
     def finished(self) -> bool:
         return self.state is State.FINISHED
 
     @property
     def watched(self) -> bool:
         """Whether each of its tokens has to be looked at one by one."""
-        return self.streams or self.stop_check is not None or self.params.logprobs is not None
+        return self.streams or self.stop_check is not None or self.params.wants_logprobs
+
+    def score_prompt(self, first: int) -> None:
+        """Logprobs are wanted of its prompt from token `first` on, 1 at the least."""
+        assert first > 0, "nothing predicts a prompt's first token"
+        self.score_from = self.num_scored = first
+
+    def keep_logprobs(self, columns: LogprobColumns, line: int) -> None:
+        """Of its newest token; of the vocabulary its own line alone, for the others may be large."""
+        if self.params.logprobs == -1:
+            assert columns.whole is not None, "the vocabulary was asked for and the runner did not give it"
+            place = int(np.searchsorted(columns.whole.lines, line))
+            self.whole_logprobs.append(columns.whole.logprobs[place].copy())
+        self.logprobs.append((columns.without_whole, line))
 
     def token_bytes(self, begin: int, end: int) -> bytes:
         """Tokens [begin, end) as int32 bytes, while it is not running."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,21 @@ import numpy.typing as npt
 from workbench.engine.plan import Ints
 
 Floats = npt.NDArray[np.float32]
+
+
+class Listed(NamedTuple):
+    """Of lines whose requests list ids: those ids, in the order of the list; what is behind it is padding."""
+
+    lines: Ints  # [l]; ascending
+    logprobs: Floats  # [l, w]
+    ranks: Ints  # [l, w]
+
+
+class Whole(NamedTuple):
+    """Of lines whose requests ask for the vocabulary."""
+
+    lines: Ints  # [v]; ascending
+    logprobs: Floats  # [v, vocab]; by token id
 
 
 class LogprobColumns(NamedTuple):
@@ -23,6 +39,42 @@ class LogprobColumns(NamedTuple):
     top_ids: Ints  # [m, k]; best first
     top_logprobs: Floats  # [m, k]
     entropies: Floats  # [m]; nats, of the distribution the logprobs are of
+    listed: Listed | None = None  # None when no row lists ids
+    whole: Whole | None = None  # None when no row asks for the vocabulary
+
+    @property
+    def without_whole(self) -> LogprobColumns:
+        """What may be kept for long: the vocabulary of many rows takes gigabytes."""
+        return self if self.whole is None else self._replace(whole=None)
+
+
+class Scores(NamedTuple):
+    """Log probabilities of the prompt tokens of one chunk, a line each, as their request wants them."""
+
+    sampled: Floats  # [t]; of the tokens themselves
+    ranks: Ints  # [t]
+    top_ids: Ints  # [t, k]; best first
+    top_logprobs: Floats  # [t, k]
+    whole: Floats  # [t, vocab] where the vocabulary is wanted, else [0, vocab]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores]) -> Scores:
+        """Of prompt tokens, one chunk's after the other's."""
+        if not parts:
+            numbers, ids = np.empty(0, np.float32), np.empty(0, np.int32)
+            return cls(numbers, ids, ids[:, None], numbers[:, None], numbers[:, None])
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def part(self, begin: int, end: int, top: int | None = None) -> Scores:
+        """A copy of some lines, the vocabulary left out; of the best tokens no more than `top`."""
+        lines, best = slice(begin, end), (slice(begin, end), slice(top))
+        return Scores(
+            self.sampled[lines].copy(),
+            self.ranks[lines].copy(),
+            self.top_ids[best].copy(),
+            self.top_logprobs[best].copy(),
+            self.whole[:0].copy(),
+        )
 
 
 class StepResult(NamedTuple):
@@ -35,3 +87,4 @@ class StepResult(NamedTuple):
     launch_s: float  # clock when the runner took the plan
     collect_s: float  # clock when the tokens were on the host
     device_s: float  # seconds the device computed
+    scores: tuple[Scores, ...] = ()  # a chunk each, in the order of the plan's scoring

@@ -76,6 +76,8 @@ class Scheduler:
         assert flight.plan.index == result.index, f"step {flight.plan.index} is due, got {result.index}"
         running, places, token_ids = self.running, flight.places, result.token_ids
         requests, kept = flight.requests, None
+        for request in flight.keep_scores(result.scores):
+            self._books.known_scores.keep(request)
         if flight.version != running.version or places is not None:
             requests, rows = flight.sampling(), result.rows
             if flight.dropped:
@@ -114,9 +116,9 @@ class Scheduler:
             if not request.watched:
                 self.running.unwatch(place)
         request.times.last_token = now
-        if request.params.logprobs is not None:
+        if request.params.wants_logprobs:
             assert result.logprobs is not None, "logprobs were asked for and the runner gave none"
-            request.logprobs.append((result.logprobs, line))
+            request.keep_logprobs(result.logprobs, line)
         length = self.running.known_at(place)
         num_output = length - request.num_prompt_tokens
         text_stop = None
@@ -172,6 +174,7 @@ class Scheduler:
         if self.cache.pool.num_held:
             return False
         self.cache.forget_all()
+        self._books.known_scores.forget()
         self._books.tell_blocks(self._books.index)
         return True
 

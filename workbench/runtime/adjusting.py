@@ -1,4 +1,4 @@
-"""Changes that rows ask of their logits, kept on the device: penalties, bias, allowed ids, stops held back.
+"""Changes that rows ask of their logits, kept on the device: masks, bias, penalties, stops held back.
 
 A row that asks gets a slot: a line of adjusted logits, of counts where it has penalties, of offsets where it
 has a bias or allowed ids. Rows that ask for nothing cost nothing.
@@ -16,6 +16,7 @@ from workbench.engine.plan import Addition
 from workbench.kernels.sample.adjust import adjust, count, start_counts
 from workbench.kernels.sample.reference import Adjusted, Adjustments
 from workbench.params import SamplingParams
+from workbench.runtime.bad_words import BadWords
 from workbench.runtime.pinned import Pinned
 from workbench.runtime.sampler import is_adjusted
 
@@ -37,12 +38,14 @@ class Adjuster:
         self._counts = torch.empty((0, vocab), dtype=torch.int32, device=device)
         self._slot_of: dict[int, int] = {}  # by row
         self._free: list[int] = []
+        self._bad_words = BadWords(max_rows, pinned)
         self._stale = False  # the device still gives slots to rows that were forgotten
 
     def clear(self) -> None:
         """Forget all rows. Asks nothing of the device, which may have failed."""
         self._free += self._slot_of.values()
         self._slot_of.clear()
+        self._bad_words.clear()
         self._stale = True
 
     def leave(self, rows: Sequence[int]) -> None:
@@ -50,6 +53,7 @@ class Adjuster:
         leaving = [row for row in rows if row in self._slot_of]
         self._free += [self._slot_of.pop(row) for row in leaving]
         if leaving:
+            self._bad_words.leave(leaving)
             self._ints[:, self._longs(leaving)] = _NONE
 
     def enter(self, added: Sequence[Addition], tokens: Tensor) -> None:
@@ -70,6 +74,7 @@ class Adjuster:
         self._ints[:, rows] = self._upload(ints).T
         self._floats[:, rows] = self._upload(penalties).T
         self._write_stops(asking, rows)
+        self._bad_words.enter(asking)
         self._start_counts([a for a in asking if _counts_tokens(a.params)], tokens)
 
     def _longs(self, numbers: Iterable[int]) -> Tensor:
@@ -134,14 +139,19 @@ class Adjuster:
         slots, rows, prompts, lengths = self._upload(np.array(columns, np.int32).T)
         start_counts(self._counts, slots, tokens, rows, prompts, lengths)
 
-    def adjust(self, logits: Tensor, rows: Tensor, lengths: Tensor) -> Adjusted:
-        """The adjusted logits of those of the lines [m] that ask; `rows` [m] int32 are the lines' rows."""
+    def adjust(self, logits: Tensor, rows: Tensor, lengths: Tensor, tokens: Tensor) -> Adjusted:
+        """The adjusted logits of those of the lines [m] that ask; `rows` [m] int32 are the lines' rows.
+
+        `tokens` [max_rows, max_length] int32 are those the rows have.
+        """
         ints, floats = self._ints.index_select(1, rows), self._floats.index_select(1, rows)
         stops = self._stops.index_select(0, rows)
         columns = Adjustments(
             ints[0], ints[1], ints[2], self._counts, self._offsets, *floats.unbind(0), stops, ints[3]
         )
-        return adjust(logits, lengths, columns, self._values)
+        adjusted = adjust(logits, lengths, columns, self._values)
+        self._bad_words.forbid(self._values, self._slot_of, tokens, rows, lengths)
+        return adjusted
 
     def count(self, rows: Tensor, ids: Tensor) -> None:
         """Tokens [m] were drawn for the lines' rows."""

@@ -41,6 +41,7 @@ class Inputs(NamedTuple):
     last: Tensor  # [m] int64; where in T each sampling row's last position is, in the plan's order
     rows: Longs  # [m]; the batch rows that sample, in the plan's order
     lengths: Longs  # [m]; their tokens before the new one
+    begins: Longs  # [n]; where in T each of the plan's lines begins
     steady: int  # steps in a row in which the rows with one token were these, each one token further on
 
 
@@ -105,8 +106,9 @@ class Batch:
         begins = np.cumsum(counts) - counts
         line = np.repeat(np.arange(len(rows)), counts)
         positions = np.arange(len(line)) - begins[line] + starts[line]
-        last = np.empty(len(rows), np.int64)
-        last[order] = begins + counts - 1
+        places_of_lines = np.empty(len(rows), np.int64)
+        places_of_lines[order] = begins
+        last = places_of_lines + plan.counts - 1
         place = (torch.from_numpy(rows[line]).to(self.device), torch.from_numpy(positions).to(self.device))
         places = tuple(
             make_places(self._slots(table, rows[line], positions), layout)
@@ -124,6 +126,7 @@ class Batch:
             last=torch.from_numpy(last[plan.samples]).to(self.device),
             rows=plan.rows[plan.samples].astype(np.int64),
             lengths=ends[plan.samples].astype(np.int64),
+            begins=places_of_lines,
             steady=self._count_steady(rows[counts == 1], starts[counts == 1]),
         )
 

@@ -83,7 +83,7 @@ class DeviceBatch:
         for addition in added:
             self.additions[addition.row] = addition
             self._first_blocks[addition.row] = addition.blocks[0]
-            if addition.params.logprobs is not None or is_adjusted(addition.params):
+            if addition.params.wants_logprobs or is_adjusted(addition.params):
                 self.special.add(addition.row)
         rows = np.array([addition.row for addition in added], np.int64)
         self._scatter(self.tokens, rows, [addition.token_ids for addition in added])

@@ -6,7 +6,7 @@ to the host by themselves. Knows rows and plans; nothing of requests or schedule
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
-from workbench.engine.result import LogprobColumns, StepResult
+from workbench.engine.result import Scores, StepResult
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
-from workbench.runtime.graphs import DecodeGraphs
+from workbench.runtime.graphs import DecodeGraphs, Replay
 from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
-from workbench.runtime.sampler import Columns, LogprobsMode, is_adjusted, to_columns
+from workbench.runtime.logprobs import Columns, Wanted, to_columns, wanted_by
+from workbench.runtime.sampler import LogprobsMode, is_adjusted
+from workbench.runtime.scoring import Scored, Scoring, scored_by, to_scores
 from workbench.runtime.step_arrays import IN_ORDER, Order, Staging, fits, longest_last
 
 IN_FLIGHT = 4  # steps whose memory on the host is kept apart
@@ -52,13 +54,31 @@ class Moment:
         return float(other._event.elapsed_time(self._event)) / 1e3
 
 
+class Told(NamedTuple):
+    """What a step tells beside tokens: logprobs, and what they are. None where nobody wants any."""
+
+    columns: Columns | None = None
+    wanted: Wanted | None = None
+    scoring: Scoring | None = None
+    scored: Scored | None = None
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Told:
+        """The same, with every tensor somewhere else."""
+        columns = None if self.columns is None else Columns(*map(move, self.columns))
+        scoring = None if self.scoring is None else self.scoring.moved(move)
+        return self._replace(columns=columns, scoring=scoring)
+
+
+NOTHING = Told()
+
+
 class KernelTicket(NamedTuple):
     """A step that was launched."""
 
     index: int  # type: ignore[assignment]  # shadows tuple.index, unused here
     rows: Ints
     token_ids: Tensor  # [m] int64, host; good once `done` has happened
-    logprobs: Columns | None  # host, as `to_columns` takes them; good then too
+    told: Told  # on the host; good then too
     launch_s: float
     begun: Moment
     done: Moment
@@ -98,15 +118,13 @@ class KernelRunner:
         pinned.begin(turn)
         self._batch.apply(plan)
         sampling = int(plan.samples.sum())
-        columns = self._run(plan, sampling)
-        if columns is not None:
-            sampled, ranks, ids, best, entropies = map(pinned.download, columns)
-            columns = sampled, ranks, ids, best, entropies
+        told = self._run(plan, sampling).moved(pinned.download)
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
-        return KernelTicket(plan.index, plan.rows[plan.samples], token_ids, columns, began, begun, done)
+        rows = plan.rows[plan.samples]
+        return KernelTicket(plan.index, rows, token_ids, told, began, begun, done)
 
-    def _run(self, plan: StepPlan, sampling: int) -> Columns | None:
+    def _run(self, plan: StepPlan, sampling: int) -> Told:
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1
         shared = self._batch.shared_blocks(plan) if decodes else 0
@@ -118,16 +136,31 @@ class KernelRunner:
         if decodes:
             forward, draw = self._graphs.pair(size, shared > 0)
             forward.replay()
-        else:
-            bounds = bounds_of(plan, self._step.attends_whole)
-            self._step.forward(lines, plan.num_tokens, sampling, bounds, sharing=False)
+            return self._sample(plan, size, sampling, draw)
+        scores = self._forward(plan, sampling)
+        return self._sample(plan, size, sampling, None)._replace(scoring=scores.scoring, scored=scores.scored)
+
+    def _forward(self, plan: StepPlan, sampling: int) -> Told:
+        """Compute a step that is not one of decodes; logprobs of its prompt tokens, where they are wanted."""
+        bounds = bounds_of(plan, self._step.attends_whole)
+        begins = np.cumsum(plan.counts, dtype=np.int64) - plan.counts
+        scored = scored_by(plan, begins, self._batch.additions)
+        places = None if scored is None else self._batch.pinned.upload(scored.places)
+        hidden = self._step.forward(len(plan.rows), plan.num_tokens, sampling, bounds, False, places)
+        if scored is None:
+            return NOTHING
+        scoring = self._step.score(hidden, scored, self._mode.endswith("logits"))
+        return Told(scoring=scoring, scored=scored)
+
+    def _sample(self, plan: StepPlan, size: int, sampling: int, draw: Replay | None) -> Told:
+        """Draw the tokens. `draw`: the graph that does so where nothing else is wanted, if there is one."""
         if not sampling:
-            return None
+            return NOTHING
         rows = plan.rows[plan.samples].tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
-        if decodes and not asking and not plan.logprobs:
+        if draw is not None and not asking and not plan.logprobs:
             draw.replay()
-            return None
+            return NOTHING
         return self._draw(size, sampling, asking, plan.logprobs)
 
     def _order_of(self, plan: StepPlan) -> Order:
@@ -136,39 +169,37 @@ class KernelRunner:
             self._ordered, self._order = plan.rows, longest_last(plan.starts)
         return self._order
 
-    def _draw(
-        self, lines: int, sampling: int, asking: list[tuple[int, int]], logprobs: int
-    ) -> Columns | None:
+    def _draw(self, lines: int, sampling: int, asking: list[tuple[int, int]], logprobs: int) -> Told:
         """Draw launch by launch.
 
         Args:
             asking: lines and rows that want more than a token.
             logprobs: top logprobs wanted of every line; 0: of those that ask.
         """
-        params = {line: self._batch.additions[row].params for line, row in asking}
-        drawn = self._step.draw(lines, sampling, any(map(is_adjusted, params.values())))
-        asked = {line: p.logprobs for line, p in params.items() if p.logprobs is not None}
-        if logprobs:
-            asked = {line: max(logprobs, asked.get(line, 0)) for line in range(sampling)}
-        if not asked:
-            return None
-        wanted, as_logits = max(asked.values()), self._mode.endswith("logits")
+        params = [(line, self._batch.additions[row].params) for line, row in asking]
+        drawn = self._step.draw(lines, sampling, any(is_adjusted(p) for _, p in params))
+        wanted, as_logits = wanted_by(params, sampling, logprobs), self._mode.endswith("logits")
+        if wanted is None:
+            return NOTHING
         if self._mode.startswith("raw"):
-            return self._step.raw_logprobs(sampling, wanted, as_logits)
-        return self._step.processed_logprobs(drawn, list(asked), sampling, wanted, as_logits)
+            return Told(self._step.raw_logprobs(sampling, wanted, as_logits), wanted)
+        return Told(self._step.processed_logprobs(drawn, sampling, wanted, as_logits), wanted)
 
     @naming_faults
     def collect(self, ticket: KernelTicket) -> StepResult:
         """Wait for a step; its tokens are on the host then."""
         ticket.done.wait()
         token_ids = ticket.token_ids.numpy().astype(np.int32)
-        columns: LogprobColumns | None = None
-        if ticket.logprobs is not None:
-            sampled, ranks, ids, best, entropies = (column.clone() for column in ticket.logprobs)
-            columns = to_columns((sampled, ranks, ids, best, entropies))
+        told = ticket.told.moved(torch.clone)
+        columns = None
+        if told.columns is not None and told.wanted is not None:
+            columns = to_columns(told.columns, told.wanted)
+        scores: tuple[Scores, ...] = ()
+        if told.scoring is not None and told.scored is not None:
+            scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
         return StepResult(
-            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s
+            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s, scores
         )
 
     def warm(self, plans: Iterable[StepPlan]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,8 @@ from workbench.models.products import product_into
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
-from workbench.runtime.sampler import Columns, entropy
+from workbench.runtime.logprobs import EACH, Columns, Wanted, read
+from workbench.runtime.scoring import Scored, Scoring, score
 from workbench.runtime.step_arrays import IN_ORDER, StepArrays, views
 from workbench.runtime.whole_prompts import can_attend_whole
 
@@ -75,7 +75,15 @@ class KernelStep:
         """The packed array's fields for a step of so many lines."""
         return views(self._packed, lines, len(self._groups))
 
-    def forward(self, lines: int, tokens: int, sampling: int, bounds: Bounds, sharing: bool) -> None:
+    def forward(
+        self,
+        lines: int,
+        tokens: int,
+        sampling: int,
+        bounds: Bounds,
+        sharing: bool,
+        scored: Tensor | None = None,
+    ) -> Tensor:
         """Compute the packed step's tokens; the logits of its first `sampling` lines are in `logits`.
 
         Args:
@@ -84,6 +92,10 @@ class KernelStep:
             sampling: lines that yield a token; 0: none.
             bounds: of every batch this is run for.
             sharing: whether a shared prefix is looked at; else the one in the array counts for nothing.
+            scored: [t] int64; more of the step's tokens whose hidden states are asked for.
+
+        Returns:
+            [t, hidden] of the tokens scored; none where there are none.
         """
         batch, arrays = self._batch, self.arrays(lines)
         apply_growth(batch.tables, *arrays.grown.unbind(0))
@@ -104,10 +116,20 @@ class KernelStep:
         attention = KernelAttention(self._model, self._groups, self._store, flat, ragged, bounds, self._space)
         every = bounds.count == 1 and sampling == tokens <= IN_ORDER
         wanted = None if every else arrays.last[: max(1, sampling)]
+        if scored is not None:
+            wanted = torch.cat((arrays.last[:sampling], scored))
         hidden = self._model.forward(flat.token_ids, flat.positions, attention, wanted=wanted)
         if sampling:
             head = self._model.lm_head
-            product_into(hidden, head.weight, head.bias, self.logits[:sampling])
+            product_into(hidden[:sampling], head.weight, head.bias, self.logits[:sampling])
+        return hidden[sampling:]
+
+    def score(self, hidden: Tensor, scored: Scored, as_logits: bool) -> Scoring:
+        """Logprobs of the prompt tokens that `hidden` [t, hidden] predict."""
+        chosen, model = self._batch.pinned.upload(scored.token_ids), self._model
+        return score(
+            hidden, scored, chosen, model.logits, logprobs, model.spec.vocab_size, as_logits=as_logits
+        )
 
     def draw(self, lines: int, sampling: int, adjusting: bool = False) -> Drawn:
         """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch.
@@ -117,7 +139,7 @@ class KernelStep:
         arrays, batch = self.arrays(lines), self._batch
         lengths, rows = arrays.lengths[:sampling], arrays.option_rows[:sampling]
         options, logits = batch.options(rows, lengths), self.logits[:sampling]
-        adjusted = batch.adjuster.adjust(logits, rows, lengths) if adjusting else None
+        adjusted = batch.adjuster.adjust(logits, rows, lengths, batch.tokens) if adjusting else None
         ids = sample(
             logits,
             options,
@@ -130,23 +152,19 @@ class KernelStep:
             batch.adjuster.count(rows, ids)
         return Drawn(options, adjusted)
 
-    def raw_logprobs(self, sampling: int, wanted: int, as_logits: bool) -> Columns:
+    def raw_logprobs(self, sampling: int, wanted: Wanted, as_logits: bool) -> Columns:
         """Of the tokens just drawn, from the model's own logits."""
-        logits = self.logits[:sampling]
-        found = logprobs(logits, self.token_ids[:sampling], wanted, as_logits=as_logits)
-        return (*found, entropy(logits))
+        return read(self.logits[:sampling], self.token_ids[:sampling], wanted, logprobs, as_logits=as_logits)
 
-    def processed_logprobs(
-        self, drawn: Drawn, asked: Sequence[int], sampling: int, wanted: int, as_logits: bool
-    ) -> Columns:
-        """Of the tokens drawn, from the distribution they were drawn from; for the lines `asked` alone."""
-        lines = self._batch.pinned.upload(np.array(asked, np.int64))
+    def processed_logprobs(self, drawn: Drawn, sampling: int, wanted: Wanted, as_logits: bool) -> Columns:
+        """Of the tokens drawn, from the distribution they were drawn from; for the lines that ask alone."""
+        lines = self._batch.pinned.upload(wanted.lines)
         bounds = self._workspace.bounds
         shaped = shape_rows(self.logits[:sampling], drawn.options, lines, bounds, adjusted=drawn.adjusted)
-        found = logprobs(shaped, self.token_ids[:sampling][lines], wanted, as_logits=as_logits)
+        chosen = self.token_ids[:sampling][lines]
+        found = read(shaped, chosen, wanted.among(wanted.lines), logprobs, as_logits=as_logits)
 
         def spread(column: Tensor) -> Tensor:
             return column.new_zeros((sampling, *column.shape[1:])).index_copy_(0, lines, column)
 
-        sampled, ranks, ids, best = map(spread, found)
-        return sampled, ranks, ids, best, spread(entropy(shaped))
+        return Columns(*map(spread, found[:EACH]), *found[EACH:])

@@ -8,6 +8,7 @@ import torch
 
 from workbench.config import Settings
 from workbench.models.decoder import Decoder
+from workbench.runtime.scoring import SLICE_BYTES
 
 GRAPHS = 768 << 20  # bytes set aside for captured graphs, whose memory is not known before there is a cache
 
@@ -76,7 +77,7 @@ def measure(model: Decoder, settings: Settings, max_tokens: int, rows: int, scra
     # Beside qkv and attention's output there are the turned queries, what torch's own attention gives, and
     # queries, keys and values of a long prompt once more where its length is rounded up.
     beside = max_tokens * (3 * width + 2 * spec.num_kv_heads * spec.head_dim) * model.dtype.itemsize
-    peak = torch.cuda.max_memory_allocated(device) - held + beside
+    peak = torch.cuda.max_memory_allocated(device) - held + beside + SLICE_BYTES  # of logits of prompts
     del ids, hidden
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

@@ -11,14 +11,17 @@ from torch import Tensor
 from workbench.cache.manager import KVGroup
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
-from workbench.engine.result import StepResult
+from workbench.engine.result import Scores, StepResult
+from workbench.kernels.logprobs.reference import logprobs as logprobs_of
 from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
 from workbench.runtime.contexts import Contexts
 from workbench.runtime.device import naming_faults
 from workbench.runtime.kv_store import KVStore
-from workbench.runtime.sampler import Sampled, Sampler, to_columns
+from workbench.runtime.logprobs import to_columns
+from workbench.runtime.sampler import Sampled, Sampler
+from workbench.runtime.scoring import Scored, score, scored_by, to_scores
 
 
 class Ticket(NamedTuple):
@@ -27,6 +30,7 @@ class Ticket(NamedTuple):
     index: int  # type: ignore[assignment]  # shadows tuple.index, unused here
     rows: Ints
     sampled: Sampled
+    scores: tuple[Scores, ...]
     launch_s: float
     device_s: float
 
@@ -63,15 +67,32 @@ class TorchRunner:
         attention = PagedAttention(
             self._model.spec, self._groups, self._store, self._contexts, inputs, cos_sin
         )
-        hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=inputs.last)
-        sampled = self._sample(hidden, inputs.rows, inputs.lengths, plan.logprobs)
+        scored, wanted, count = (
+            scored_by(plan, inputs.begins, self._batch.additions),
+            inputs.last,
+            len(inputs.rows),
+        )
+        if scored is not None:
+            wanted = torch.cat((wanted, torch.from_numpy(scored.places).to(wanted.device)))
+        hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=wanted)
+        sampled = self._sample(hidden[:count], inputs.rows, inputs.lengths, plan.logprobs)
+        scores = () if scored is None else self._score(hidden[count:], scored)
         ended = self._clock()
-        return Ticket(plan.index, plan.rows[plan.samples], sampled, began, ended - began)
+        return Ticket(plan.index, plan.rows[plan.samples], sampled, scores, began, ended - began)
+
+    def _score(self, hidden: Tensor, scored: Scored) -> tuple[Scores, ...]:
+        """`hidden` [t, hidden]: of what predicts the prompt tokens that are told of."""
+        model, as_logits = self._model, self._sampler.mode.endswith("logits")
+        chosen = torch.from_numpy(scored.token_ids).to(hidden.device)
+        scoring = score(
+            hidden, scored, chosen, model.logits, logprobs_of, model.spec.vocab_size, as_logits=as_logits
+        )
+        return to_scores(scoring, scored)
 
     def _sample(self, hidden: Tensor, rows: np.ndarray, lengths: np.ndarray, logprobs: int) -> Sampled:
         """`hidden` [m, hidden]: of the last token of each of `rows` [m]."""
         if not len(rows):
-            return Sampled(torch.empty(0, dtype=torch.int64), None)
+            return Sampled(torch.empty(0, dtype=torch.int64), None, None)
         logits = self._model.logits(hidden)
         sampled = self._sampler.sample(
             logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs
@@ -83,10 +104,18 @@ class TorchRunner:
     def collect(self, ticket: Ticket) -> StepResult:
         """Bring a step's tokens to the host."""
         token_ids = ticket.sampled.token_ids.to(torch.int32).cpu().numpy()
-        logprobs = None if ticket.sampled.logprobs is None else to_columns(ticket.sampled.logprobs)
+        columns, wanted = ticket.sampled.logprobs, ticket.sampled.wanted
+        logprobs = None if columns is None or wanted is None else to_columns(columns, wanted)
         now = self._clock()
         return StepResult(
-            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s
+            ticket.index,
+            ticket.rows,
+            token_ids,
+            logprobs,
+            ticket.launch_s,
+            now,
+            ticket.device_s,
+            ticket.scores,
         )
 
     def reset(self) -> None:

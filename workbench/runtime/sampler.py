@@ -1,7 +1,7 @@
 """From logits to tokens: each row's options applied in a fixed order, logprobs taken on the way.
 
-raw logprobs -> float32 -> allowed ids -> min_tokens, logit bias -> penalties -> greedy rows done ->
-temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
+raw logprobs -> float32 -> allowed ids -> bad words -> min_tokens, logit bias -> penalties -> greedy rows
+done -> temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
 """
 
 from __future__ import annotations
@@ -9,28 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.engine.plan import Addition
-from workbench.engine.result import LogprobColumns
-from workbench.kernels.sample.reference import Options, draw, shape_logits, top_logprobs
+from workbench.kernels.logprobs.reference import logprobs as logprobs_of
+from workbench.kernels.sample.reference import Options, draw, shape_logits
 from workbench.params import SamplingParams
 from workbench.runtime.batch import Longs
+from workbench.runtime.logprobs import Columns, Wanted, read, wanted_by
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
 NEVER = float("-inf")
 
 
-# Of the rows that sampled: logprob, rank, top ids, top logprobs, entropy, as in LogprobColumns.
-Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
 class Sampled(NamedTuple):
     token_ids: Tensor  # [m] int64, device
-    logprobs: Columns | None  # device
+    logprobs: Columns | None  # device; None when nobody wants any
+    wanted: Wanted | None  # what the logprobs are
 
 
 class Sampler:
@@ -57,9 +54,7 @@ class Sampler:
             logprobs: top logprobs wanted of every row, whatever it asked; 0: none.
         """
         asked = [additions[row] for row in rows.tolist()]
-        wanted = [a.params.logprobs for a in asked if a.params.logprobs is not None]
-        if logprobs:
-            wanted.append(logprobs)
+        wanted = wanted_by([(line, a.params) for line, a in enumerate(asked)], len(asked), logprobs)
         raw = logits
         logits = logits.float()
         logits = _adjust(logits, asked, rows, lengths, tokens)
@@ -69,26 +64,11 @@ class Sampler:
             options = _options(asked, lengths, logits.device)
             shaped = shape_logits(logits, options)
             chosen = draw(shaped, options)
-        if not wanted:
-            return Sampled(chosen, None)
+        if wanted is None:
+            return Sampled(chosen, None, None)
         source = raw if self.mode.startswith("raw") else shaped
-        top = top_logprobs(source, chosen, max(wanted), logits=self.mode.endswith("logits"))
-        return Sampled(chosen, (*top, entropy(source)))
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Of each row's distribution, in nats: [m] float32 of [m, vocab].
-
-    A few rows at a time, for in float32 all of them may take gigabytes.
-    """
-    parts = [torch.special.entr(part.softmax(-1, dtype=torch.float32)).sum(-1) for part in logits.split(64)]
-    return torch.cat(parts)
-
-
-def to_columns(logprobs: Columns) -> LogprobColumns:
-    """Bring logprobs to the host."""
-    sampled, ranks, ids, best, entropies = (tensor.cpu().numpy() for tensor in logprobs)
-    return LogprobColumns(sampled, ranks.astype(np.int32), ids.astype(np.int32), best, entropies)
+        columns = read(source, chosen, wanted, logprobs_of, as_logits=self.mode.endswith("logits"))
+        return Sampled(chosen, columns, wanted)
 
 
 def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Options:
@@ -117,25 +97,31 @@ def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, 
         added = asked[line]
         known = tokens[int(rows[line]), : int(lengths[line])].long()
         prompt, output = known[: added.num_prompt_tokens], known[added.num_prompt_tokens :]
-        _restrict(logits[line], added, len(output))
+        _restrict(logits[line], added, output)
         _penalise(logits[line], added.params, prompt, output)
     return logits
 
 
 def is_adjusted(p: SamplingParams) -> bool:
     plain = p.repetition_penalty == 1 and not p.frequency_penalty and not p.presence_penalty
-    return not plain or p.min_tokens > 0 or bool(p.logit_bias) or p.allowed_token_ids is not None
+    return (
+        not plain or p.min_tokens > 0 or bool(p.logit_bias or p.bad_words) or p.allowed_token_ids is not None
+    )
 
 
-def _restrict(logits: Tensor, added: Addition, num_output: int) -> None:
-    """Allowed ids, min_tokens and logit bias, on one row [vocab] in place."""
+def _restrict(logits: Tensor, added: Addition, output: Tensor) -> None:
+    """Allowed ids, bad words, min_tokens and logit bias, on one row [vocab] in place."""
     params = added.params
     if params.allowed_token_ids is not None:
         allowed = torch.tensor(params.allowed_token_ids, device=logits.device)
         kept = logits[allowed]
         logits.fill_(NEVER)
         logits[allowed] = kept
-    if num_output < params.min_tokens:
+    for *head, last in added.bad_words:
+        begin = len(output) - len(head)
+        if begin >= 0 and output[begin:].tolist() == head:
+            logits[last] = NEVER
+    if len(output) < params.min_tokens:
         stops = [*added.eos_token_ids, *(params.stop_token_ids or ())]
         logits[torch.tensor(stops, dtype=torch.int64, device=logits.device)] = NEVER
     if params.logit_bias:

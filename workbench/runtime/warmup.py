@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from workbench.engine.plan import Addition, Growth, StepPlan
+from workbench.engine.plan import Addition, Growth, Scoring, StepPlan
 from workbench.params import SamplingParams
 
 FEWEST = 64  # tokens of the smallest step; below that steps run what graphs run
@@ -27,6 +27,7 @@ SPECIAL = SamplingParams(
     min_tokens=2,
     logit_bias={0: 1.0},
     logprobs=1,
+    prompt_logprobs=1,
 )
 
 
@@ -71,4 +72,11 @@ def _plan(
         removed=nothing,
         added=added,
         grown=(Growth(nothing, nothing, nothing),) * groups,
+        scoring=_scoring(count) if params.prompt_logprobs is not None and count > 1 else None,
     )
+
+
+def _scoring(count: int) -> Scoring:
+    """Of the first prompt, every token that something predicts."""
+    line, first, end = np.array([[0], [1], [count]], np.int32)
+    return Scoring(line, first, end)

@@ -163,6 +163,7 @@ class Script:
     params: SamplingParams | None = None  # None: it never ran
     seed: int = 0
     eos_token_ids: tuple[int, ...] = ()
+    score_from: int = 0
     token_ids: list[int] = field(default_factory=list)  # generated
     finished: RequestFinished | None = None
 
@@ -170,8 +171,8 @@ class Script:
         """It, to be added to a scheduler."""
         arrived = self.arrived
         # Nobody reads logprobs here, and the recorded ones are not handed out again.
-        params = dataclasses.replace(self.params or SamplingParams(), logprobs=None)
-        return Request(
+        params = dataclasses.replace(self.params or SamplingParams(), logprobs=None, logprob_token_ids=None)
+        request = Request(
             request_id=arrived.request_id,
             prompt_token_ids=np.asarray(arrived.prompt_token_ids, np.int32),
             params=params,
@@ -183,6 +184,9 @@ class Script:
             priority=arrived.priority,
             stop_check=self._stop_check(),
         )
+        if self.score_from:
+            request.score_prompt(self.score_from)
+        return request
 
     def _stop_check(self) -> StopCheck | None:
         """A stop string, which was found in text, ends it after as many tokens as it did then."""
@@ -213,6 +217,7 @@ def _scripts(events: Sequence[Event]) -> list[Script]:
                 for added in event.plan.added:
                     script = latest[added.request_id]
                     script.params, script.seed = added.params, added.seed
+                    script.score_from = added.score_from
                     script.eos_token_ids = tuple(added.eos_token_ids)
             case StepCommitted():
                 for name, token_id in zip(event.request_ids, event.token_ids.tolist(), strict=True):

@@ -215,6 +215,7 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
         "cache_root": [r.cache_root.hex() or None for r in requests],
         "queried_tokens": [r.queried for r in requests],
         "cached_tokens": [r.cached for r in requests],
+        "forgone_tokens": [r.forgone for r in requests],
         "output_tokens": outputs,
         "computed_tokens": _sum_by(chunks.request, chunks.count, size),
         "recomputed_tokens": _sum_by(chunks.request, chunks.recomputed, size),

@@ -42,6 +42,7 @@ class RequestFacts:
     cache_root: bytes = b""
     queried: int = 0
     cached: int = 0
+    forgone: int = 0
     logprobs: int = UNKNOWN  # top logprobs it asked for; NO_LOGPROBS: none, not even the sampled token's
     preemptions: int = 0
     arrived: float = NAN
@@ -168,13 +169,13 @@ class _Reader:
         if not event.resumed:
             request = self._request(event.request_id)
             request.queried, request.cached = event.num_queried, event.num_cached_tokens
-            request.scheduled = event.at
+            request.forgone, request.scheduled = event.num_forgone, event.at
 
     def _planned(self, event: StepPlanned) -> None:
         for addition in event.plan.added:
             request = self._request(addition.request_id)
-            asked = addition.params.logprobs
-            request.logprobs = NO_LOGPROBS if asked is None else asked
+            asked = addition.params.logprobs or 0  # the vocabulary is for the output alone
+            request.logprobs = max(asked, 0) if addition.params.wants_logprobs else NO_LOGPROBS
             if not len(request.prompt_token_ids):
                 request.prompt_token_ids = addition.token_ids[: addition.num_prompt_tokens]
         index = event.plan.index  # an admission handed over by an earlier recorder belongs to an earlier step

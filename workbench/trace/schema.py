@@ -81,6 +81,11 @@ REQUESTS = (
     Column("cache_root", "text", "hex: blocks are shared only where it is the same; missing without a salt"),
     Column("queried_tokens", "int", "of the prompt, looked up in the prefix cache when first scheduled"),
     Column("cached_tokens", "int", "of those, found"),
+    Column(
+        "forgone_tokens",
+        "int",
+        "of the prompt, cached beyond that and computed all the same, where its logprobs were not known",
+    ),
     Column("output_tokens", "int", "generated"),
     Column("computed_tokens", "int", "what all its chunks add up to"),
     Column(
@@ -165,7 +170,9 @@ TOKENS = (
     Column("rank", "float", "1 is the likeliest token, where logprobs were asked for"),
     Column("entropy", "float", "of the distribution the logprobs are of, in nats, where they were asked for"),
     Column(
-        "top_ids", "text", "JSON list: the k likeliest tokens, best first, where k logprobs were asked for"
+        "top_ids",
+        "text",
+        "JSON list: the k likeliest tokens, best first, where k logprobs were asked for; of -1 none",
     ),
     Column("top_logprobs", "text", "JSON list: their logprobs; null for one that cannot be sampled"),
 )

@@ -154,6 +154,11 @@ class Trace:
     def _wanting(self, logprobs: int) -> AbstractContextManager[None]:
         if not logprobs:
             return nullcontext()
+        if logprobs == -1:
+            raise ValueError(
+                "a trace keeps the likeliest tokens, not the vocabulary: record(logprobs=20), say, and ask"
+                " for the vocabulary with SamplingParams(logprobs=-1)"
+            )
         if self._want_logprobs is None:
             raise ValueError(
                 f"record(logprobs={logprobs}) is for an engine to answer, and this trace has none: call it on"
