@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+from workbench.beams import BeamSearch
 from workbench.build import Built, build
 from workbench.cache.hashing import HashAlgorithm
 from workbench.config import EngineConfig, read_settings
@@ -21,8 +22,9 @@ from workbench.engine.policies import Policy
 from workbench.intake import Intake
 from workbench.metrics import Metric, read_metrics
 from workbench.open_requests import CLOSED, OpenRequests
-from workbench.outputs import RequestOutput
+from workbench.outputs import BeamSearchOutput, RequestOutput
 from workbench.params import (
+    BeamSearchParams,
     LoRARequest,
     RequestOutputKind,
     SamplingParams,
@@ -42,7 +44,6 @@ logger = logging.getLogger(__name__)
 _GENERATES = "this engine generates text; use generate or chat"
 _NO_LORA = "only the base model runs"
 _RESERVED = {
-    "beam_search": "use generate with n > 1 and logprobs, and pick by cumulative_logprob",
     "embed": _GENERATES,
     "encode": _GENERATES,
     "classify": _GENERATES,
@@ -250,6 +251,23 @@ class LLM:
         return self.generate(
             encoded, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request, priority=priority
         )
+
+    def beam_search(
+        self,
+        prompts: Any,
+        params: BeamSearchParams,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The `beam_width` best continuations of every prompt; `workbench/beams.py` has the rule.
+
+        Args:
+            concurrency_limit: prompts that are searched at once; None: all.
+        """
+        search = BeamSearch(self.config, self._parts.spec, self._parts.tokenizer, params)
+        origins = search.read(prompts, lora_request, self._intake)
+        return search.run(origins, self.generate, use_tqdm, concurrency_limit)
 
     # --- as it comes ----------------------------------------------------------------------------------
 

@@ -160,6 +160,32 @@ class RequestOutput:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class BeamSearchSequence:
+    """One hypothesis of a beam search."""
+
+    tokens: list[int]  # of prompt and output, EOS included
+    logprobs: list[dict[int, Logprob]]  # one dict an output token: what its beam offered
+    lora_request: LoRARequest | None = None
+    cum_logprob: float = 0.0  # of the output
+    text: str | None = None  # of prompt and output; "" without a tokenizer
+    finish_reason: Literal["stop", "length", "abort", "error"] | None = None
+    stop_reason: int | str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"BeamSearchSequence(text={_short(self.text or '')}, {_count(self.tokens)},"
+            f" cum_logprob={self.cum_logprob:.4f}, finish_reason={self.finish_reason!r})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearchOutput:
+    """A prompt's hypotheses, the best first: as many as the beam is wide."""
+
+    sequences: list[BeamSearchSequence]
+
+
 def _short(text: str) -> str:
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")
 
