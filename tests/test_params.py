@@ -181,7 +181,6 @@ def test_repr_and_signature_are_readable() -> None:
         {"bad_words": ["a"]},
         {"logprob_token_ids": [1]},
         {"logprobs": -1},
-        {"extra_args": {"a": 1}},
     ],
 )
 def test_what_comes_later_is_refused_and_not_ignored(given: dict[str, object]) -> None:

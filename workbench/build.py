@@ -19,6 +19,7 @@ from workbench.engine.events import Emitter
 from workbench.engine.loop import Engine
 from workbench.engine.policies import policy_named
 from workbench.engine.scheduler import Scheduler
+from workbench.logits_processors import find, make
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.folder import resolve
@@ -43,6 +44,7 @@ class Built:
     spec: ModelSpec
     folder: Path
     tokenizer: Any | None
+    processors: tuple[type[Any], ...]  # classes of its logits processors
 
 
 def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
@@ -53,6 +55,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     """
     from workbench.models.zoo.registry import DEFAULT
 
+    found = find(settings.logits_processors)
     name = settings.model or f"zoo/{DEFAULT}"
     folder = resolve(name)
     spec = read_spec(folder, settings.hf_overrides)
@@ -76,10 +79,12 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         model = load(config.max_model_len)
     elif len(model.rotary.cos_sin) != config.max_model_len:  # some scalings depend on the length served
         model = replace(model, rotary=build_rotary(spec, config.max_model_len, device))
+    config = replace(config, logits_processors=tuple([kind.__qualname__ for kind in found]))
+    processors = make(found, config, device)
     try:
         store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
         runner = make_runner(
-            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager
+            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager, processors
         )
     except (RuntimeError, MemoryError) as error:
         if not _lacks_memory(error):
@@ -90,7 +95,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     if not settings.skip_tokenizer_init:
         source = settings.tokenizer or folder
         tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
-    return Built(engine, config, spec, folder, tokenizer)
+    return Built(engine, config, spec, folder, tokenizer, tuple(found))
 
 
 def _measure(model: Decoder, s: Settings, described: Device, length: int) -> MemoryBudget:

@@ -242,7 +242,6 @@ def refuse_unavailable(params: SamplingParams) -> None:
         "bad_words": bool(params.bad_words),
         "logprob_token_ids": params.logprob_token_ids is not None,
         "logprobs=-1": params.logprobs == -1,
-        "extra_args": bool(params.extra_args),
     }
     for name, asked in waiting.items():
         if asked:

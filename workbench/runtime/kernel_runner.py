@@ -15,13 +15,13 @@ from torch import Tensor
 
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
-from workbench.engine.result import LogprobColumns, StepResult
+from workbench.engine.result import Failure, LogprobColumns, StepResult
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs
 from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
-from workbench.runtime.sampler import Columns, LogprobsMode, is_adjusted, to_columns
+from workbench.runtime.sampler import Columns, LogprobsMode, Sampler, is_adjusted, to_columns
 from workbench.runtime.step_arrays import IN_ORDER, Order, Staging, fits, longest_last
 
 IN_FLIGHT = 4  # steps whose memory on the host is kept apart
@@ -52,6 +52,13 @@ class Moment:
         return float(other._event.elapsed_time(self._event)) / 1e3
 
 
+class Told(NamedTuple):
+    """What a step yields beside tokens."""
+
+    columns: Columns | None = None  # device
+    failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
+
+
 class KernelTicket(NamedTuple):
     """A step that was launched."""
 
@@ -62,6 +69,7 @@ class KernelTicket(NamedTuple):
     launch_s: float
     begun: Moment
     done: Moment
+    failed: tuple[Failure, ...]
 
 
 class KernelRunner:
@@ -75,7 +83,10 @@ class KernelRunner:
         mode: LogprobsMode,
         graphs: DecodeGraphs,
         clock: Clock,
+        sampler: Sampler | None = None,
     ) -> None:
+        """`sampler`: draws in place of the kernels, with logits processors; None: there are none."""
+        self._sampler = sampler
         self._step = step
         self._batch = batch
         self._staging = staging
@@ -98,15 +109,16 @@ class KernelRunner:
         pinned.begin(turn)
         self._batch.apply(plan)
         sampling = int(plan.samples.sum())
-        columns = self._run(plan, sampling)
+        columns, failed = self._run(plan, sampling)
         if columns is not None:
             sampled, ranks, ids, best, entropies = map(pinned.download, columns)
             columns = sampled, ranks, ids, best, entropies
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
-        return KernelTicket(plan.index, plan.rows[plan.samples], token_ids, columns, began, begun, done)
+        rows = plan.rows[plan.samples]
+        return KernelTicket(plan.index, rows, token_ids, columns, began, begun, done, failed)
 
-    def _run(self, plan: StepPlan, sampling: int) -> Columns | None:
+    def _run(self, plan: StepPlan, sampling: int) -> Told:
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1
         shared = self._batch.shared_blocks(plan) if decodes else 0
@@ -121,13 +133,24 @@ class KernelRunner:
             bounds = bounds_of(plan, self._step.attends_whole)
             self._step.forward(lines, plan.num_tokens, sampling, bounds, sharing=False)
         if not sampling:
-            return None
+            return Told()
+        if self._sampler is not None:
+            return self._process(self._sampler, plan, size)
         rows = plan.rows[plan.samples].tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
         if decodes and not asking and not plan.logprobs:
             draw.replay()
-            return None
-        return self._draw(size, sampling, asking, plan.logprobs)
+            return Told()
+        return Told(self._draw(size, sampling, asking, plan.logprobs))
+
+    def _process(self, sampler: Sampler, plan: StepPlan, lines: int) -> Told:
+        """Draw in plain torch: logits processors want float32, between the sampler's own steps."""
+        rows = plan.rows[plan.samples].astype(np.int64)
+        lengths = (plan.starts + plan.counts)[plan.samples].astype(np.int64)
+        logits, batch = self._step.logits[: len(rows)], self._batch
+        sampled = sampler.sample(logits, rows, lengths, batch.additions, batch.tokens, plan.logprobs)
+        self._step.take(lines, sampled.token_ids)
+        return Told(sampled.logprobs, sampled.failed)
 
     def _order_of(self, plan: StepPlan) -> Order:
         """Made once for each membership: all contexts grow alike."""
@@ -167,14 +190,17 @@ class KernelRunner:
             columns = to_columns((sampled, ranks, ids, best, entropies))
         device_s = ticket.done.since(ticket.begun)
         return StepResult(
-            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s
-        )
+            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s,
+            failed=ticket.failed,
+        )  # fmt: skip
 
     def warm(self, plans: Iterable[StepPlan]) -> None:
         """Run steps of no request, one after the other, and forget them."""
+        sampler, self._sampler = self._sampler, None  # nobody's processors see these
         for plan in plans:
             self.collect(self.launch(plan))
             self.reset()
+        self._sampler = sampler
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""

@@ -86,8 +86,9 @@ class TorchRunner:
         logprobs = None if ticket.sampled.logprobs is None else to_columns(ticket.sampled.logprobs)
         now = self._clock()
         return StepResult(
-            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s
-        )
+            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
+            failed=ticket.sampled.failed,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""

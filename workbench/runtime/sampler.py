@@ -1,7 +1,8 @@
 """From logits to tokens: each row's options applied in a fixed order, logprobs taken on the way.
 
-raw logprobs -> float32 -> allowed ids -> min_tokens, logit bias -> penalties -> greedy rows done ->
-temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
+raw logprobs -> float32 -> allowed ids -> min_tokens, logit bias, logits processors that may change the
+largest -> penalties -> greedy rows done -> temperature -> the other logits processors, min-p -> top-k, top-p
+-> draw. Knows requests only as rows of options and tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from workbench.engine.plan import Addition
-from workbench.engine.result import LogprobColumns
-from workbench.kernels.sample.reference import Options, draw, shape_logits, top_logprobs
+from workbench.engine.result import Failure, LogprobColumns
+from workbench.kernels.sample.reference import GREEDY_BELOW, Options, draw, shape_logits, top_logprobs
 from workbench.params import SamplingParams
 from workbench.runtime.batch import Longs
+from workbench.runtime.processing import Passage, Processors
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
@@ -31,13 +33,15 @@ Columns = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 class Sampled(NamedTuple):
     token_ids: Tensor  # [m] int64, device
     logprobs: Columns | None  # device
+    failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
 
 
 class Sampler:
     """Draws a token for each row that samples."""
 
-    def __init__(self, mode: LogprobsMode) -> None:
+    def __init__(self, mode: LogprobsMode, processors: Processors | None = None) -> None:
         self.mode = mode
+        self._processors = processors
 
     def sample(
         self,
@@ -62,18 +66,20 @@ class Sampler:
             wanted.append(logprobs)
         raw = logits
         logits = logits.float()
-        logits = _adjust(logits, asked, rows, lengths, tokens)
+        passage = None if self._processors is None else self._processors.begin(asked, rows, lengths, tokens)
+        logits = _adjust(logits, asked, rows, lengths, tokens, passage)
         if all(a.params.is_greedy for a in asked):
             shaped, chosen = logits, logits.argmax(-1)
         else:
             options = _options(asked, lengths, logits.device)
-            shaped = shape_logits(logits, options)
+            shaped = shape_logits(*_heated(logits, options, passage))
             chosen = draw(shaped, options)
+        failed = () if passage is None else passage.failures(rows)
         if not wanted:
-            return Sampled(chosen, None)
+            return Sampled(chosen, None, failed)
         source = raw if self.mode.startswith("raw") else shaped
         top = top_logprobs(source, chosen, max(wanted), logits=self.mode.endswith("logits"))
-        return Sampled(chosen, (*top, entropy(source)))
+        return Sampled(chosen, (*top, entropy(source)), failed)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -107,19 +113,40 @@ def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Opt
     )
 
 
-def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, tokens: Tensor) -> Tensor:
+def _adjust(
+    logits: Tensor,
+    asked: list[Addition],
+    rows: Longs,
+    lengths: Longs,
+    tokens: Tensor,
+    passage: Passage | None,
+) -> Tensor:
     """Everything but temperature and cut-offs, for the rows that asked for it."""
     touched = [line for line, a in enumerate(asked) if is_adjusted(a.params)]
-    if not touched:
+    if not touched and passage is None:
         return logits
     logits = logits.clone()  # float() of float32 logits is those logits, and raw logprobs need them
+    for line in touched:
+        _restrict(logits[line], asked[line], int(lengths[line]) - asked[line].num_prompt_tokens)
+    if passage is not None:
+        logits = passage.change(logits)
     for line in touched:
         added = asked[line]
         known = tokens[int(rows[line]), : int(lengths[line])].long()
         prompt, output = known[: added.num_prompt_tokens], known[added.num_prompt_tokens :]
-        _restrict(logits[line], added, len(output))
         _penalise(logits[line], added.params, prompt, output)
     return logits
+
+
+def _heated(logits: Tensor, options: Options, passage: Passage | None) -> tuple[Tensor, Options]:
+    """Logits and options for `shape_logits`: where processors come between the two, the temperature is on."""
+    if passage is None or not passage.shapes:
+        return logits, options
+    greedy = options.temperature < GREEDY_BELOW
+    heated = logits / torch.where(greedy, 1.0, options.temperature)[:, None]
+    shaped = passage.shape(heated, (~greedy).nonzero()[:, 0].tolist())
+    shaped = torch.where(greedy[:, None], logits, shaped)
+    return shaped, options._replace(temperature=options.temperature.where(greedy, 1.0))
 
 
 def is_adjusted(p: SamplingParams) -> bool:
