@@ -9,6 +9,9 @@ all that is complete then, and of the beams left, the best are returned, by
 
     cumulative logprob / (tokens of prompt and output, EOS not counted) ** length_penalty
 
+where logprobs are the engine's: what temperature and logits processors change counts with
+logprobs_mode="processed_logprobs" alone.
+
 transformers differs in three things: its length leaves the prompt out and counts EOS; only what is among the
 `num_beams` likeliest of its round may complete; and it may stop before max_new_tokens (early_stopping). Where
 no EOS comes the two agree; and with length_penalty=0 and early_stopping="never", where nothing that completes
@@ -199,7 +202,7 @@ class BeamSearch:
 def _num_offered(width: int, num_eos: int, config: EngineConfig, vocab_size: int) -> int:
     """Tokens each beam offers: enough that `width` of them go on even if every EOS is among them."""
     wanted = min(max(2 * width, width + num_eos), vocab_size)
-    if wanted > config.max_logprobs:
+    if 0 <= config.max_logprobs < wanted:
         raise ValueError(
             f"beam_width is {width}, which takes {wanted} logprobs a beam, and the engine gives"
             f" {config.max_logprobs} at most: open it with max_logprobs={wanted}, or lower beam_width"

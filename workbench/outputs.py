@@ -123,7 +123,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None  # None unless logprobs were asked for
     logprobs: Sequence[dict[int, Logprob]] | None = None  # one dict a token
     finish_reason: Literal["stop", "length", "abort", "error"] | None = None
-    stop_reason: int | str | None = None  # what stopped it: a token id, a string; None for EOS
+    stop_reason: int | str | None = None  # a token id, a stop string, a processor's failure; None for EOS
     lora_request: LoRARequest | None = None
 
     def finished(self) -> bool:

@@ -13,6 +13,7 @@ from tests.llm import tiny
 from tests.llm.processors import Bias, Failing, MinP, Recorder, take_recorder
 from workbench import LLM, RequestOutput, SamplingParams
 from workbench.models import backend
+from workbench.runtime.warmup import warm_plans
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -74,3 +75,16 @@ def test_processed_requests_are_those_of_plain_torch(
                 assert value.logprob == pytest.approx(other[token].logprob, abs=1e-4)
     assert found[0][0][4].outputs[0].finish_reason == "error"
     assert found[0][1] == found[1][1], "processors see the same rows, tokens and likeliest ids"
+
+
+def test_processors_do_not_see_what_only_warms(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "has_kernels", lambda device: True)
+    with LLM(
+        str(folder), device=DEVICE, dtype="float32", skip_tokenizer_init=True, max_model_len=96,
+        max_num_seqs=2, max_num_batched_tokens=8, logits_processors=[Recorder],
+    ) as llm:  # fmt: skip
+        recorder = take_recorder()
+        llm._engine.runner.warm(warm_plans(2, 8, 96, 16, 1))
+        assert recorder.updates == recorder.steps == []
+        llm.generate([[5, 6]], SamplingParams(max_tokens=1, extra_args={"name": "0"}), use_tqdm=False)
+        assert len(recorder.steps) == 1
