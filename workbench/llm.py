@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.beams import BeamSearch
 from workbench.build import Built, build
@@ -33,6 +33,7 @@ from workbench.params import (
 )
 from workbench.progress import Progress
 from workbench.prompts import conversations_of, encode, written_by_template
+from workbench.reserved import reserved
 from workbench.step import Step, describe
 from workbench.streams import AsyncStreams, stream
 
@@ -40,19 +41,6 @@ if TYPE_CHECKING:
     from workbench.trace import Trace
 
 logger = logging.getLogger(__name__)
-
-_GENERATES = "this engine generates text; use generate or chat"
-_NO_LORA = "only the base model runs"
-_RESERVED = {
-    "embed": _GENERATES,
-    "encode": _GENERATES,
-    "classify": _GENERATES,
-    "score": _GENERATES,
-    "add_lora": _NO_LORA,
-    "remove_lora": _NO_LORA,
-    "list_loras": _NO_LORA,
-    "pin_lora": _NO_LORA,
-}
 
 
 class LLM:
@@ -389,10 +377,6 @@ class LLM:
 
     def __getattr__(self, name: str) -> Any:
         """Names that vLLM has and this engine has not yet: callable, to say so."""
-        if name in _RESERVED:
-
-            def refuse(*args: Any, **options: Any) -> NoReturn:
-                raise ValueError(f"{name} is not available yet: {_RESERVED[name]}")
-
+        if (refuse := reserved(name)) is not None:
             return refuse
         raise AttributeError(f"LLM has no {name!r}")
