@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from tests.llm.processors import (
 )
 from workbench import LLM, RequestOutput, SamplingParams
 from workbench.logits_processors import AdapterLogitsProcessor
+from workbench.sim.replay import replay
+from workbench.trace import Trace
 
 COUNT = 8
 
@@ -511,3 +514,29 @@ def test_the_trace_counts_a_dropped_token_as_overshoot(open_llm: Open) -> None:
         llm.generate(prompts, params, use_tqdm=False)
     assert trace.requests["finish_reason"].tolist().count("error") == 1
     assert trace.steps["overshoot"].sum() == 1
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("how", ["nan", "raise"])
+def test_a_recording_of_failures_is_read_back_and_plays_again(
+    open_llm: Open, tmp_path: Path, how: str, overlapped: bool
+) -> None:
+    llm = open_llm(logits_processors=[Failing], async_scheduling=overlapped, max_num_seqs=4)
+    with llm.trace.record(tmp_path / "run") as trace:
+        llm.generate(*mixed(how), use_tqdm=False)
+    again = Trace.load(tmp_path / "run")
+    told = again.requests["stop_reason"].dropna().str.contains("logits processor Failing")
+    assert told.tolist() == [True] * (4 if how == "raise" else 1)
+    for other in (again, replay(trace)):
+        assert not Trace.diff(trace, other)
+        for name in ("requests", "steps", "tokens"):
+            pd.testing.assert_frame_equal(
+                getattr(trace, name)[DECIDED[name]], getattr(other, name)[DECIDED[name]]
+            )
+
+
+DECIDED = {
+    "requests": ["request_id", "output_tokens", "overshoot_tokens", "finish_reason", "stop_reason"],
+    "steps": ["step", "scheduled", "overshoot", "running", "waiting", "blocks_held"],
+    "tokens": ["request_id", "position", "token_id"],
+}
