@@ -86,7 +86,7 @@ class Search:
         """One round: each beam's output, in their order."""
         failed = [out.outputs[0] for out in outputs if not out.outputs[0].logprobs]
         if failed:  # without one of its beams it would be another search
-            self._end(failed[0].finish_reason)
+            self._end(failed[0].finish_reason, failed[0].stop_reason)
             return
         self.rounds -= 1
         open_ones: list[Candidate] = []
@@ -109,8 +109,8 @@ class Search:
             found += [Candidate(grown, token, beam.cum_logprob + p.logprob) for token, p in entry.items()]
         return found
 
-    def _end(self, reason: Any) -> None:
-        self._completed += [replace(beam, finish_reason=reason) for beam in self.beams]
+    def _end(self, reason: Any, why: int | str | None = None) -> None:
+        self._completed += [replace(beam, finish_reason=reason, stop_reason=why) for beam in self.beams]
         self.beams = []
 
     def best(self) -> list[BeamSearchSequence]:

@@ -122,7 +122,13 @@ class AdapterLogitsProcessor(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        update_rows(self.req_info, batch_update, self._bound)
+        update_rows(self.req_info, batch_update, self._enter)
+
+    def _enter(self, added: AddedRequest) -> partial[Tensor] | None:
+        try:
+            return self._bound(added)
+        except Exception as error:  # noqa: BLE001 - raised where it is told by rows
+            return partial(_raise, error)
 
     def _bound(self, added: AddedRequest) -> partial[Tensor] | None:
         found = self.new_req_logits_processor(added.params)
@@ -147,6 +153,10 @@ class AdapterLogitsProcessor(LogitsProcessor):
         if errors:
             raise RowsFailed(errors)
         return logits
+
+
+def _raise(error: Exception, logits: Tensor) -> Tensor:
+    raise error
 
 
 def update_rows(

@@ -170,6 +170,8 @@ class Banning(AdapterLogitsProcessor):
 
     def new_req_logits_processor(self, params: SamplingParams) -> Any:
         token = (params.extra_args or {}).get("ban")
+        if token == "nothing":
+            raise KeyError("injected")
         if token is None:
             return None
 

@@ -10,6 +10,7 @@ import torch
 
 from tests.llm import tiny
 from tests.llm.conftest import Models, Open
+from tests.llm.processors import Identity
 from workbench import LLM, BeamSearchParams, LoRARequest, SamplingParams
 from workbench.outputs import BeamSearchOutput
 
@@ -276,6 +277,18 @@ def test_a_failed_step_ends_its_searches_with_what_they_have(open_llm: Open) -> 
     assert {len(s.tokens) for s in output.sequences} == {len(prompts(1)[0]) + 3}
     (again,) = search(llm, prompts(1), ignore_eos=True)
     assert {s.finish_reason for s in again.sequences} == {"length"}
+
+
+def test_a_failed_processor_ends_a_search_with_its_reason(open_llm: Open) -> None:
+    class Spoiling(Identity):
+        def apply(self, logits: torch.Tensor) -> torch.Tensor:
+            return logits * float("nan")
+
+    (output,) = search(open_llm(logits_processors=[Spoiling]), prompts(1))
+    (only,) = output.sequences
+    assert only.tokens == prompts(1)[0]
+    assert only.finish_reason == "error"
+    assert "Spoiling: it left NaN" in only.stop_reason
 
 
 def test_more_candidates_than_tokens_are_all_tokens(open_llm: Open) -> None:

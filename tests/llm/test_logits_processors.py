@@ -481,6 +481,17 @@ def test_a_callable_that_fails_ends_its_own_request(
         assert found[: len(expected)] == expected[: len(found)]
 
 
+def test_a_callable_that_cannot_be_made_ends_its_own_request(open_llm: Open) -> None:
+    llm = open_llm(logits_processors=[Banning])
+    prompts, params = mixed("nan")
+    params[2].extra_args = {"ban": "nothing"}
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert [output.outputs[0].finish_reason for output in outputs] == ["length"] * 2 + ["error"] + [
+        "length"
+    ] * 3
+    assert outputs[2].outputs[0].stop_reason == "logits processor Banning: KeyError: 'injected'"
+
+
 def test_an_invariant_processor_that_fails_leaves_greedy_requests_alone(open_llm: Open) -> None:
     class Late(InvariantIdentity):
         def apply(self, logits: Tensor) -> Tensor:
