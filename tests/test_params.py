@@ -177,7 +177,6 @@ def test_repr_and_signature_are_readable() -> None:
     "given",
     [
         {"structured_outputs": StructuredOutputsParams(regex="a")},
-        {"extra_args": {"a": 1}},
     ],
 )
 def test_what_comes_later_is_refused_and_not_ignored(given: dict[str, object]) -> None:
@@ -231,6 +230,12 @@ def test_beams_and_adapters_are_checked() -> None:
     assert BeamSearchParams(4, 16).beam_width == 4
     with pytest.raises(ValueError, match="beam_width is 0"):
         BeamSearchParams(0, 16)
+    with pytest.raises(ValueError, match="length_penalty is 51: use -50 to 50"):
+        BeamSearchParams(4, 16, length_penalty=51)
+    with pytest.raises(TypeError, match="include_stop_str_in_output is 1: use True or False"):
+        BeamSearchParams(4, 16, include_stop_str_in_output=1)
+    with pytest.raises(TypeError, match="no 'n': use beam_width"):
+        BeamSearchParams(4, 16, n=2)
     assert LoRARequest("a", 1, "folder").lora_int_id == 1
     with pytest.raises(ValueError, match="lora_int_id is 0.*from 1"):
         LoRARequest("a", 0, "folder")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from workbench.engine.events import Emitter
 from workbench.engine.loop import Engine
 from workbench.engine.policies import policy_named
 from workbench.engine.scheduler import Scheduler
+from workbench.logits_processors import find, make
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.folder import resolve
@@ -44,6 +47,7 @@ class Built:
     folder: Path
     tokenizer: Any | None
     memory: str  # what the device's memory goes to: a table for people
+    processors: tuple[type[Any], ...]  # classes of its logits processors
 
 
 def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
@@ -54,6 +58,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     """
     from workbench.models.zoo.registry import DEFAULT
 
+    found = find(settings.logits_processors)
     name = settings.model or f"zoo/{DEFAULT}"
     folder = resolve(name)
     spec = read_spec(folder, settings.hf_overrides)
@@ -77,10 +82,12 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         model = load(config.max_model_len)
     elif len(model.rotary.cos_sin) != config.max_model_len:  # some scalings depend on the length served
         model = replace(model, rotary=build_rotary(spec, config.max_model_len, device))
+    config = replace(config, logits_processors=tuple([kind.__qualname__ for kind in found]))
+    processors = make(found, config, device)
     try:
         store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
         runner = make_runner(
-            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager
+            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager, processors
         )
     except (RuntimeError, MemoryError) as error:
         if not _lacks_memory(error):
@@ -93,7 +100,15 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
     memory = _memory_table(config, budget)
     logger.info("%s", memory)
-    return Built(engine, config, spec, folder, tokenizer, memory)
+    return Built(engine, config, spec, folder, tokenizer, memory, tuple(found))
+
+
+def give_memory_back(device: str) -> None:
+    """What an engine held that nobody refers to any more."""
+    gc.collect()
+    if device == "cuda":
+        with suppress(RuntimeError):  # of a device that was lost
+            torch.cuda.empty_cache()
 
 
 def _measure(model: Decoder, s: Settings, described: Device, length: int) -> MemoryBudget:

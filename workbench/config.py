@@ -43,7 +43,6 @@ _LATER = {
     "kv_cache_dtype": ("auto", "an FP8 KV cache"),
     "kv_cache_dtype_skip_layers": (None, "an FP8 KV cache"),
     "calculate_kv_scales": (False, "an FP8 KV cache"),
-    "logits_processors": (None, "a logits processor"),
     "speculative_config": (None, "speculative decoding"),
     "enable_lora": (False, "LoRA"),
     "structured_outputs_config": (None, "structured output"),
@@ -149,6 +148,7 @@ class EngineConfig:
     logprobs_mode: str
     max_logprobs: int
     seed: int
+    logits_processors: tuple[str, ...] = ()  # names of their classes
 
     @property
     def num_cache_tokens(self) -> int:

@@ -11,6 +11,7 @@ from workbench.cache.hashing import hash_function, root_key
 from workbench.checks import integer
 from workbench.engine.clock import Clock
 from workbench.engine.request import Request, Times
+from workbench.logits_processors import validate
 from workbench.params import LoRARequest, SamplingParams, check_against, refuse_unavailable
 from workbench.parent import Parent, ReadTokens
 from workbench.prompts import Prompt, Words, many, read_prompt, tokens_of_words
@@ -87,6 +88,7 @@ class Intake:
         check_against(
             params, vocab_size=self._built.spec.vocab_size, max_logprobs=self._built.config.max_logprobs
         )
+        validate(self._built.processors, params)
         # More than there are cuts nothing off, and on the device the number has 64 bits.
         params.top_k = min(params.top_k, self._built.spec.vocab_size)
         if params.stop and self._built.tokenizer is None:

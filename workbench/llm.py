@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.build import Built, build
+from workbench.beams import BeamSearch
+from workbench.build import Built, build, give_memory_back
 from workbench.cache.hashing import HashAlgorithm
 from workbench.config import EngineConfig, read_settings
 from workbench.defaults import default_sampling_params
@@ -22,11 +22,18 @@ from workbench.intake import Intake
 from workbench.likelihood import likelihood, read_pairs, requests_for
 from workbench.metrics import Metric, read_metrics
 from workbench.open_requests import CLOSED, OpenRequests
-from workbench.outputs import Likelihood, RequestOutput
-from workbench.params import LoRARequest, RequestOutputKind, SamplingParams, check_against
+from workbench.outputs import BeamSearchOutput, Likelihood, RequestOutput
+from workbench.params import (
+    BeamSearchParams,
+    LoRARequest,
+    RequestOutputKind,
+    SamplingParams,
+    check_against,
+)
 from workbench.parent import Parent
 from workbench.progress import Progress
 from workbench.prompts import conversations_of, encode, written_by_template
+from workbench.reserved import reserved
 from workbench.step import Step, describe
 from workbench.streams import AsyncStreams, stream
 
@@ -34,20 +41,6 @@ if TYPE_CHECKING:
     from workbench.trace import Trace
 
 logger = logging.getLogger(__name__)
-
-_GENERATES = "this engine generates text; use generate or chat"
-_NO_LORA = "only the base model runs"
-_RESERVED = {
-    "beam_search": "use generate with n > 1 and logprobs, and pick by cumulative_logprob",
-    "embed": _GENERATES,
-    "encode": _GENERATES,
-    "classify": _GENERATES,
-    "score": _GENERATES,
-    "add_lora": _NO_LORA,
-    "remove_lora": _NO_LORA,
-    "list_loras": _NO_LORA,
-    "pin_lora": _NO_LORA,
-}
 
 
 class LLM:
@@ -275,6 +268,23 @@ class LLM:
             encoded, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request, priority=priority
         )
 
+    def beam_search(
+        self,
+        prompts: Any,
+        params: BeamSearchParams,
+        lora_request: LoRARequest | Sequence[LoRARequest | None] | None = None,
+        use_tqdm: bool | Callable[..., Any] = False,
+        concurrency_limit: int | None = None,
+    ) -> list[BeamSearchOutput]:
+        """The `beam_width` best continuations of every prompt; `workbench/beams.py` has the rule.
+
+        Args:
+            concurrency_limit: prompts that are searched at once; None: all.
+        """
+        search = BeamSearch(self.config, self._parts.spec, self._parts.tokenizer, params)
+        origins = search.read(prompts, lora_request, self._intake)
+        return search.run(origins, self.generate, use_tqdm, concurrency_limit)
+
     # --- as it comes ----------------------------------------------------------------------------------
 
     def stream(
@@ -337,15 +347,7 @@ class LLM:
             commit = engine.step()
             self.trace.flush()  # whoever steps by hand may look long before the next step
             interrupts.check()  # while nothing has been told, so that the next step tells it
-            touched = {id(r) for r in (*commit.requests, *commit.finished)} if commit is not None else set()
-            outputs = []
-            for name, parent in list(self._requests.by_hand.items()):
-                if parent.finished:
-                    del self._requests.by_hand[name]
-                elif not any(id(request) in touched for request in parent.requests):
-                    continue
-                if (output := parent.output()) is not None:
-                    outputs.append(output)
+            outputs = self._requests.outputs_by_hand(commit)
             return describe(commit, self.config.max_num_batched_tokens, outputs)
 
     # --- around ---------------------------------------------------------------------------------------
@@ -377,14 +379,8 @@ class LLM:
         if self._built is None:
             return
         self._requests.close()
-        on_gpu = self.config.device == "cuda"
         self._built = self._checks = self._streams = None
-        gc.collect()
-        if on_gpu:
-            import torch
-
-            with suppress(RuntimeError):  # of a device that was lost
-                torch.cuda.empty_cache()
+        give_memory_back(self.config.device)
 
     def __enter__(self) -> LLM:
         return self
@@ -396,10 +392,6 @@ class LLM:
 
     def __getattr__(self, name: str) -> Any:
         """Names that vLLM has and this engine has not yet: callable, to say so."""
-        if name in _RESERVED:
-
-            def refuse(*args: Any, **options: Any) -> NoReturn:
-                raise ValueError(f"{name} is not available yet: {_RESERVED[name]}")
-
+        if (refuse := reserved(name)) is not None:
             return refuse
         raise AttributeError(f"LLM has no {name!r}")

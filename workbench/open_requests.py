@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from workbench.engine.flight import Commit
 from workbench.engine.loop import Engine
 from workbench.engine.request import Request
+from workbench.outputs import RequestOutput
 from workbench.parent import Parent
 
 Listen = Callable[[Request], None]
@@ -107,6 +109,19 @@ class OpenRequests:
             self.end(parents)
 
         engine.in_turn(drained)
+
+    def outputs_by_hand(self, commit: Commit | None) -> list[RequestOutput]:
+        """What a step has to tell of the requests that are stepped by hand; each end is told once."""
+        touched = set() if commit is None else {id(r) for r in (*commit.requests, *commit.finished)}
+        outputs = []
+        for name, parent in list(self.by_hand.items()):
+            if parent.finished:
+                del self.by_hand[name]
+            elif not any(id(request) in touched for request in parent.requests):
+                continue
+            if (output := parent.output()) is not None:
+                outputs.append(output)
+        return outputs
 
     def end(self, parents: Iterable[Parent]) -> None:
         """Abort those of the requests that are open here, in the engine's turn."""

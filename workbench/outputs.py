@@ -36,7 +36,7 @@ class CompletionOutput:
     cumulative_logprob: float | None = None  # None unless logprobs were asked for
     logprobs: Sequence[dict[int, Logprob]] | None = None  # one dict a token
     finish_reason: Literal["stop", "length", "abort", "error"] | None = None
-    stop_reason: int | str | None = None  # what stopped it: a token id, a string; None for EOS
+    stop_reason: int | str | None = None  # a token id, a stop string, a processor's failure; None for EOS
     lora_request: LoRARequest | None = None
 
     def finished(self) -> bool:
@@ -82,6 +82,32 @@ class Likelihood(NamedTuple):
     token_logprobs: list[float]  # of each of its tokens, behind all those before it
     token_ranks: list[int]  # of each; 1 is the likeliest
     num_cached_tokens: int  # tokens of the context that were found in the prefix cache, not computed
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearchSequence:
+    """One hypothesis of a beam search."""
+
+    tokens: list[int]  # of prompt and output, EOS included
+    logprobs: list[dict[int, Logprob]]  # one dict an output token: what its beam offered
+    lora_request: LoRARequest | None = None
+    cum_logprob: float = 0.0  # of the output
+    text: str | None = None  # of prompt and output; "" without a tokenizer
+    finish_reason: Literal["stop", "length", "abort", "error"] | None = None
+    stop_reason: int | str | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"BeamSearchSequence(text={_short(self.text or '')}, {_count(self.tokens)},"
+            f" cum_logprob={self.cum_logprob:.4f}, finish_reason={self.finish_reason!r})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearchOutput:
+    """A prompt's hypotheses, the best first: as many as the beam is wide."""
+
+    sequences: list[BeamSearchSequence]
 
 
 def _short(text: str) -> str:

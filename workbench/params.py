@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, TypeVar
 
-from workbench.checks import above_zero, at_least, integer, real, strings, token_ids, top_count, within
+from workbench.checks import above_zero, at_least, integer, strings, token_ids, top_count, within
 from workbench.errors import check_names
 
 GREEDY_BELOW = 1e-5  # a temperature under this picks the largest logit; dividing by it would overflow
@@ -177,16 +177,21 @@ class BeamSearchParams:
 
     beam_width: int
     max_tokens: int
-    ignore_eos: bool = False
-    temperature: float = 0.0
-    length_penalty: float = 1.0
-    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False  # EOS completes nothing
+    temperature: float = 0.0  # above 0 a beam also offers a token it drew; the ranking stays that of logprobs
+    length_penalty: float = 1.0  # above 0 favours long hypotheses; the length is that of prompt and output
+    include_stop_str_in_output: bool = False  # whether the text shows EOS; the tokens have it
 
     def __post_init__(self) -> None:
         self.beam_width = at_least("beam_width", self.beam_width, 1)
         self.max_tokens = at_least("max_tokens", self.max_tokens, 1)
         self.temperature = within("temperature", self.temperature, 0.0, 2.0)
-        self.length_penalty = real("length_penalty", self.length_penalty)
+        self.length_penalty = within(
+            "length_penalty", self.length_penalty, -50.0, 50.0
+        )  # keeps floats finite
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}: use True or False")
 
 
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -238,7 +243,6 @@ def refuse_unavailable(params: SamplingParams) -> None:
     """Raise ValueError for what later versions bring. Each capability deletes its own line."""
     waiting = {
         "structured_outputs": params.structured_outputs is not None,
-        "extra_args": bool(params.extra_args),
     }
     for name, asked in waiting.items():
         if asked:

@@ -77,6 +77,13 @@ class Scores(NamedTuple):
         )
 
 
+class Failure(NamedTuple):
+    """A row whose token could not be sampled as asked: its request ends."""
+
+    row: int
+    message: str
+
+
 class StepResult(NamedTuple):
     """The tokens of one step and the times at which it was launched and collected."""
 
@@ -88,3 +95,4 @@ class StepResult(NamedTuple):
     collect_s: float  # clock when the tokens were on the host
     device_s: float  # seconds the device computed
     scores: tuple[Scores, ...] = ()  # a chunk each, in the order of the plan's scoring
+    failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing

@@ -9,7 +9,7 @@ from workbench.cache.manager import CacheManager
 from workbench.engine.books import Books, Ending, Limits
 from workbench.engine.clock import Clock
 from workbench.engine.events import Emitter, StepFailed
-from workbench.engine.flight import Commit
+from workbench.engine.flight import Commit, Flight
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.planner import Planner
 from workbench.engine.policies import Policy
@@ -78,7 +78,8 @@ class Scheduler:
         requests, kept = flight.requests, None
         for request in flight.keep_scores(result.scores):
             self._books.known_scores.keep(request)
-        if flight.version != running.version or places is not None:
+        ending = _failures(flight, result) if result.failed else []
+        if flight.version != running.version or places is not None or flight.dropped:
             requests, rows = flight.sampling(), result.rows
             if flight.dropped:
                 kept = [line for line, request in enumerate(requests) if request not in flight.dropped]
@@ -90,7 +91,6 @@ class Scheduler:
         if self._emit:
             self._emit(step_committed(self._books, flight, result, requests, kept, began))
         streamed: list[Request] = []
-        ending: list[Ending] = []
         for line in lines:
             request = requests[line]
             of_result = line if kept is None else kept[line]
@@ -181,3 +181,16 @@ class Scheduler:
     def check(self) -> None:
         """The laws that hold after every step; raises AssertionError where one is broken."""
         self._books.check()
+
+
+def _failures(flight: Flight, result: StepResult) -> list[Ending]:
+    """Requests that end because their tokens could not be sampled; those tokens are dropped."""
+    holders = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
+    failed = [(holders[row], message) for row, message in result.failed]
+    ending = [
+        Ending(request, "error", message) for request, message in failed if request not in flight.dropped
+    ]
+    for each in ending:
+        logger.error("%s ends: %s", each.request, each.stop_reason)
+        flight.drop(each.request)
+    return ending

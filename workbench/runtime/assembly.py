@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
 from workbench.cache.manager import KVGroup
@@ -12,6 +15,7 @@ from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
 from workbench.runtime.kv_store import KVStore, kv_groups
+from workbench.runtime.processing import Processors
 from workbench.runtime.sampler import LogprobsMode, Sampler
 
 
@@ -23,16 +27,18 @@ def make_runner(
     mode: LogprobsMode,
     clock: Clock,
     eager: bool,
+    processors: Sequence[Any] = (),
 ) -> Runner:
-    """What computes plans on the model's device. `eager`: no graphs."""
+    """What computes plans on the model's device. `eager`: no graphs. `processors`: of the logits."""
     rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
     layouts = store.layouts(model.spec, groups)
+    sampler = Sampler(mode, Processors(processors) if processors else None)
     if not backend.has_kernels(model.device):
         from workbench.runtime.batch import Batch
         from workbench.runtime.runner import TorchRunner
 
         plain = Batch(rows, config.max_model_len, layouts, model.device)
-        return TorchRunner(model, groups, store, plain, Sampler(mode), clock)
+        return TorchRunner(model, groups, store, plain, sampler, clock)
     from workbench.runtime import graphs as captured
     from workbench.runtime.device_batch import SHARING_ROWS, DeviceBatch
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
@@ -51,7 +57,7 @@ def make_runner(
     graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record, sharing_rows)
     with torch.inference_mode():
         graphs.capture()
-    runner = KernelRunner(step, batch, staging, mode, graphs, clock)
+    runner = KernelRunner(step, batch, staging, mode, graphs, clock, sampler if processors else None)
     if model.device.type == "cuda":
         runner.warm(warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups)))
     return runner

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
-from workbench.engine.result import Scores, StepResult
+from workbench.engine.result import Failure, Scores, StepResult
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs, Replay
 from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
 from workbench.runtime.logprobs import Columns, Wanted, to_columns, wanted_by
-from workbench.runtime.sampler import LogprobsMode, is_adjusted
+from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
 from workbench.runtime.scoring import Scored, Scoring, scored_by, to_scores
 from workbench.runtime.step_arrays import IN_ORDER, Order, Staging, fits, longest_last
 
@@ -55,12 +55,13 @@ class Moment:
 
 
 class Told(NamedTuple):
-    """What a step tells beside tokens: logprobs, and what they are. None where nobody wants any."""
+    """What a step yields beside tokens: logprobs, and what they are; who failed. None: nobody wants any."""
 
     columns: Columns | None = None
     wanted: Wanted | None = None
     scoring: Scoring | None = None
     scored: Scored | None = None
+    failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Told:
         """The same, with every tensor somewhere else."""
@@ -95,7 +96,10 @@ class KernelRunner:
         mode: LogprobsMode,
         graphs: DecodeGraphs,
         clock: Clock,
+        sampler: Sampler | None = None,
     ) -> None:
+        """`sampler`: draws in place of the kernels, with logits processors; None: there are none."""
+        self._sampler = sampler
         self._step = step
         self._batch = batch
         self._staging = staging
@@ -156,12 +160,23 @@ class KernelRunner:
         """Draw the tokens. `draw`: the graph that does so where nothing else is wanted, if there is one."""
         if not sampling:
             return NOTHING
+        if self._sampler is not None:
+            return self._process(self._sampler, plan, size)
         rows = plan.rows[plan.samples].tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
         if draw is not None and not asking and not plan.logprobs:
             draw.replay()
             return NOTHING
         return self._draw(size, sampling, asking, plan.logprobs)
+
+    def _process(self, sampler: Sampler, plan: StepPlan, lines: int) -> Told:
+        """Draw in plain torch: logits processors want float32, between the sampler's own steps."""
+        rows = plan.rows[plan.samples].astype(np.int64)
+        lengths = (plan.starts + plan.counts)[plan.samples].astype(np.int64)
+        logits, batch = self._step.logits[: len(rows)], self._batch
+        sampled = sampler.sample(logits, rows, lengths, batch.additions, batch.tokens, plan.logprobs)
+        self._step.take(lines, sampled.token_ids)
+        return Told(sampled.logprobs, sampled.wanted, failed=sampled.failed)
 
     def _order_of(self, plan: StepPlan) -> Order:
         """Made once for each membership: all contexts grow alike."""
@@ -199,14 +214,17 @@ class KernelRunner:
             scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
         return StepResult(
-            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s, scores
-        )
+            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s,
+            scores, told.failed,
+        )  # fmt: skip
 
     def warm(self, plans: Iterable[StepPlan]) -> None:
         """Run steps of no request, one after the other, and forget them."""
+        sampler, self._sampler = self._sampler, None  # nobody's processors see these
         for plan in plans:
             self.collect(self.launch(plan))
             self.reset()
+        self._sampler = sampler
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""

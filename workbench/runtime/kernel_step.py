@@ -152,6 +152,12 @@ class KernelStep:
             batch.adjuster.count(rows, ids)
         return Drawn(options, adjusted)
 
+    def take(self, lines: int, ids: Tensor) -> None:
+        """Tokens [sampling] that somebody else drew, as if they had been drawn here."""
+        arrays, sampling = self.arrays(lines), len(ids)
+        self.token_ids[:sampling].copy_(ids)
+        append(self._batch.tokens, arrays.token_rows[:sampling], arrays.lengths[:sampling], ids)
+
     def raw_logprobs(self, sampling: int, wanted: Wanted, as_logits: bool) -> Columns:
         """Of the tokens just drawn, from the model's own logits."""
         return read(self.logits[:sampling], self.token_ids[:sampling], wanted, logprobs, as_logits=as_logits)

@@ -92,7 +92,7 @@ class TorchRunner:
     def _sample(self, hidden: Tensor, rows: np.ndarray, lengths: np.ndarray, logprobs: int) -> Sampled:
         """`hidden` [m, hidden]: of the last token of each of `rows` [m]."""
         if not len(rows):
-            return Sampled(torch.empty(0, dtype=torch.int64), None, None)
+            return Sampled(torch.empty(0, dtype=torch.int64))
         logits = self._model.logits(hidden)
         sampled = self._sampler.sample(
             logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs
@@ -108,15 +108,9 @@ class TorchRunner:
         logprobs = None if columns is None or wanted is None else to_columns(columns, wanted)
         now = self._clock()
         return StepResult(
-            ticket.index,
-            ticket.rows,
-            token_ids,
-            logprobs,
-            ticket.launch_s,
-            now,
-            ticket.device_s,
-            ticket.scores,
-        )
+            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
+            ticket.scores, ticket.sampled.failed,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""

@@ -1,7 +1,8 @@
 """From logits to tokens: each row's options applied in a fixed order, logprobs taken on the way.
 
-raw logprobs -> float32 -> allowed ids -> bad words -> min_tokens, logit bias -> penalties -> greedy rows
-done -> temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
+raw logprobs -> float32 -> allowed ids -> bad words -> min_tokens, logit bias, logits processors that may
+change the largest -> penalties -> greedy rows done -> temperature -> the other logits processors, min-p ->
+top-k, top-p -> draw. Knows requests only as rows of options and tokens.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor
 
 from workbench.engine.plan import Addition
+from workbench.engine.result import Failure
 from workbench.kernels.logprobs.reference import logprobs as logprobs_of
-from workbench.kernels.sample.reference import Options, draw, shape_logits
+from workbench.kernels.sample.reference import GREEDY_BELOW, Options, draw, shape_logits
 from workbench.params import SamplingParams
 from workbench.runtime.batch import Longs
 from workbench.runtime.logprobs import Columns, Wanted, read, wanted_by
+from workbench.runtime.processing import Passage, Processors
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
@@ -26,15 +29,17 @@ NEVER = float("-inf")
 
 class Sampled(NamedTuple):
     token_ids: Tensor  # [m] int64, device
-    logprobs: Columns | None  # device; None when nobody wants any
-    wanted: Wanted | None  # what the logprobs are
+    logprobs: Columns | None = None  # device; None when nobody wants any
+    wanted: Wanted | None = None  # what the logprobs are
+    failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
 
 
 class Sampler:
     """Draws a token for each row that samples."""
 
-    def __init__(self, mode: LogprobsMode) -> None:
+    def __init__(self, mode: LogprobsMode, processors: Processors | None = None) -> None:
         self.mode = mode
+        self._processors = processors
 
     def sample(
         self,
@@ -57,18 +62,20 @@ class Sampler:
         wanted = wanted_by([(line, a.params) for line, a in enumerate(asked)], len(asked), logprobs)
         raw = logits
         logits = logits.float()
-        logits = _adjust(logits, asked, rows, lengths, tokens)
+        passage = None if self._processors is None else self._processors.begin(asked, rows, lengths, tokens)
+        logits = _adjust(logits, asked, rows, lengths, tokens, passage)
         if all(a.params.is_greedy for a in asked):
             shaped, chosen = logits, logits.argmax(-1)
         else:
             options = _options(asked, lengths, logits.device)
-            shaped = shape_logits(logits, options)
+            shaped = shape_logits(*_heated(logits, options, passage))
             chosen = draw(shaped, options)
+        failed = () if passage is None else passage.failures(rows)
         if wanted is None:
-            return Sampled(chosen, None, None)
+            return Sampled(chosen, failed=failed)
         source = raw if self.mode.startswith("raw") else shaped
         columns = read(source, chosen, wanted, logprobs_of, as_logits=self.mode.endswith("logits"))
-        return Sampled(chosen, columns, wanted)
+        return Sampled(chosen, columns, wanted, failed)
 
 
 def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Options:
@@ -87,19 +94,45 @@ def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Opt
     )
 
 
-def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, tokens: Tensor) -> Tensor:
+def _adjust(
+    logits: Tensor,
+    asked: list[Addition],
+    rows: Longs,
+    lengths: Longs,
+    tokens: Tensor,
+    passage: Passage | None,
+) -> Tensor:
     """Everything but temperature and cut-offs, for the rows that asked for it."""
     touched = [line for line, a in enumerate(asked) if is_adjusted(a.params)]
-    if not touched:
+    if not touched and passage is None:
         return logits
     logits = logits.clone()  # float() of float32 logits is those logits, and raw logprobs need them
-    for line in touched:
-        added = asked[line]
-        known = tokens[int(rows[line]), : int(lengths[line])].long()
-        prompt, output = known[: added.num_prompt_tokens], known[added.num_prompt_tokens :]
-        _restrict(logits[line], added, output)
-        _penalise(logits[line], added.params, prompt, output)
+    texts = {
+        line: _split(tokens[int(rows[line]), : int(lengths[line])].long(), asked[line]) for line in touched
+    }
+    for line, (_, output) in texts.items():
+        _restrict(logits[line], asked[line], output)
+    if passage is not None:
+        logits = passage.change(logits)
+    for line, (prompt, output) in texts.items():
+        _penalise(logits[line], asked[line].params, prompt, output)
     return logits
+
+
+def _split(known: Tensor, added: Addition) -> tuple[Tensor, Tensor]:
+    """A row's tokens: the prompt's, and what was generated."""
+    return known[: added.num_prompt_tokens], known[added.num_prompt_tokens :]
+
+
+def _heated(logits: Tensor, options: Options, passage: Passage | None) -> tuple[Tensor, Options]:
+    """Logits and options for `shape_logits`: where processors come between the two, the temperature is on."""
+    if passage is None or not passage.shapes:
+        return logits, options
+    greedy = options.temperature < GREEDY_BELOW
+    heated = logits / torch.where(greedy, 1.0, options.temperature)[:, None]
+    shaped = passage.shape(heated, (~greedy).nonzero()[:, 0].tolist())
+    shaped = torch.where(greedy[:, None], logits, shaped)
+    return shaped, options._replace(temperature=options.temperature.where(greedy, 1.0))
 
 
 def is_adjusted(p: SamplingParams) -> bool:

@@ -42,7 +42,7 @@ from workbench.engine.events import (
 )
 from workbench.engine.policies import POLICIES, Policy, policy_named
 from workbench.engine.request import Request, State, StopCheck, Times
-from workbench.engine.result import StepResult
+from workbench.engine.result import Failure, StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.errors import check_names
 from workbench.params import SamplingParams
@@ -196,6 +196,13 @@ class Script:
         found, most = end.stop_reason, end.num_output_tokens
         return lambda token_ids: found if len(token_ids) >= most else None
 
+    def failure_at(self, place: int) -> str | None:
+        """Why its token number `place` could not be sampled then; None: it could."""
+        end = self.finished
+        if end is None or end.reason != "error" or not isinstance(end.stop_reason, str):
+            return None
+        return end.stop_reason if place >= end.num_output_tokens else None
+
     def token_at(self, place: int) -> int:
         """Its token number `place`; one that stops nothing where it had not come so far."""
         if place < len(self.token_ids):
@@ -305,14 +312,17 @@ class _Player:
         requests = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
         rows = plan.rows[plan.samples]
         positions = (plan.starts + plan.counts)[plan.samples]
-        tokens = [
-            self._script_of[requests[row]].token_at(position - requests[row].num_prompt_tokens)
+        asked = [
+            (row, self._script_of[requests[row]], position - requests[row].num_prompt_tokens)
             for row, position in zip(rows.tolist(), positions.tolist(), strict=True)
         ]
+        tokens = np.array([script.token_at(place) for _, script, place in asked], np.int32)
+        failures = [(row, script.failure_at(place)) for row, script, place in asked]
+        failed = tuple([Failure(row, why) for row, why in failures if why is not None])
         times = (self._now, self._now, 0.0)
         if recorded is not None:
             times = (recorded.result.launch_s, recorded.result.collect_s, recorded.result.device_s)
-        self.scheduler.commit(StepResult(plan.index, rows, np.array(tokens, np.int32), None, *times))
+        self.scheduler.commit(StepResult(plan.index, rows, tokens, None, *times, failed=failed))
 
     def _fail(self, event: StepFailed, later: Sequence[Event]) -> None:
         if not self.scheduler.flights:
