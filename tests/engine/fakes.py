@@ -12,7 +12,7 @@ from collections import deque
 import numpy as np
 
 from workbench.engine.plan import StepPlan
-from workbench.engine.result import StepResult
+from workbench.engine.result import Failure, StepResult
 
 VOCABULARY = 97
 
@@ -45,6 +45,8 @@ class FakeRunner:
         self.windows = windows
         self.store = np.full((num_groups, (num_blocks + 1), block_size), -1, np.int64)
         self.fail_at: set[int] = set()
+        self.failing: dict[int, int] = {}  # request's number -> the token of its output that fails
+        self.failed: dict[int, list[Failure]] = {}  # by step
         self.reset()
 
     def reset(self) -> None:
@@ -60,6 +62,7 @@ class FakeRunner:
             assert added.row not in self.rows, "a row is given away twice"
             tables = [list(blocks) for blocks in added.blocks]
             self.rows[added.row] = {"tokens": added.token_ids.tolist(), "tables": tables, "seed": added.seed}
+            self.rows[added.row]["prompt"] = added.num_prompt_tokens
         for group, growth in enumerate(plan.grown):
             for row, place, block in zip(growth.rows, growth.places, growth.blocks, strict=True):
                 table = self.rows[int(row)]["tables"][group]
@@ -78,6 +81,8 @@ class FakeRunner:
                 state = self.rows[row]
                 token = self._read(state, start + count)
                 state["tokens"].append(token)
+                if len(state["tokens"]) - state["prompt"] == self.failing.get(state["seed"]):
+                    self.failed.setdefault(plan.index, []).extend([Failure(row, "no token")] * 2)
                 sampled.append(token)
         return StepResult(
             plan.index, plan.rows[plan.samples], np.array(sampled, np.int32), None, 0.0, 0.0, 0.0

@@ -17,6 +17,7 @@ from workbench.engine.books import Limits
 from workbench.engine.events import Emitter, StepCommitted
 from workbench.engine.policies import policy_named
 from workbench.engine.request import Request, Times
+from workbench.engine.result import StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.params import SamplingParams
 
@@ -177,6 +178,29 @@ def test_a_failed_step_ends_its_own_requests_and_changes_no_others(setup, worklo
             assert output(request) == expected(request)[: len(output(request))]
         else:
             assert output(request) == expected(request)
+    assert world.scheduler.cache.pool.num_held == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(setups(), arrivals, st.dictionaries(st.integers(0, 11), st.integers(1, 6), max_size=4))
+def test_a_row_that_failed_ends_its_own_request_and_changes_no_others(setup, workload, failures):
+    """`failures`: request -> the token of its output that cannot be sampled; a runner may say so twice."""
+    world = World(setup)
+    collect = world.runner.collect
+
+    def failing(ticket: StepResult) -> StepResult:
+        return collect(ticket)._replace(failed=tuple(world.runner.failed.pop(ticket.index, ())))
+
+    world.runner.collect = failing
+    world.runner.failing = failures
+    for number, request in enumerate(world.run(workload)):
+        assert output(request) == expected(request)[: len(output(request))]
+        if request.finish_reason == "error":
+            assert request.stop_reason == "no token"
+            assert len(output(request)) == failures[number] - 1
+        elif request.finish_reason != "abort":
+            assert output(request) == expected(request)
+            assert number not in failures or len(output(request)) < failures[number]
     assert world.scheduler.cache.pool.num_held == 0
 
 

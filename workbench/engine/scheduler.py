@@ -186,11 +186,11 @@ class Scheduler:
 def _failures(flight: Flight, result: StepResult) -> list[Ending]:
     """Requests that end because their tokens could not be sampled; those tokens are dropped."""
     holders = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
-    failed = [(holders[row], message) for row, message in result.failed]
-    ending = [
-        Ending(request, "error", message) for request, message in failed if request not in flight.dropped
-    ]
-    for each in ending:
-        logger.error("%s ends: %s", each.request, each.stop_reason)
-        flight.drop(each.request)
+    ending = []
+    for row, message in result.failed:
+        request = holders[row]
+        if request not in flight.dropped:  # it has ended otherwise, or failed twice
+            logger.error("%s ends: %s", request, message)
+            flight.drop(request)
+            ending.append(Ending(request, "error", message))
     return ending
