@@ -43,7 +43,8 @@ class Parent:
     tokenizer: Any | None
     read_tokens: ReadTokens
     children: list[Child] = field(default_factory=list)
-    prompt_told: bool = False  # DELTA: the prompt's logprobs were handed out
+    prompt_logprobs: PromptLogprobs | None = None  # once they are complete
+    prompt_told: bool = False  # DELTA: they were handed out
 
     def add(self, request: Request) -> None:
         """One more child; its text is watched when a stop string may end it."""
@@ -102,9 +103,10 @@ class Parent:
         """The first child computes them, for all."""
         if delta and self.prompt_told:
             return None
-        found = _prompt_logprobs(self.children[0].request, self._spell)
-        self.prompt_told = found is not None
-        return found
+        if self.prompt_logprobs is None:
+            self.prompt_logprobs = _prompt_logprobs(self.children[0].request, self._spell)
+        self.prompt_told = self.prompt_logprobs is not None
+        return self.prompt_logprobs
 
     def _metrics(self) -> RequestMetrics:
         """Of all children together: the first to start, the last to end."""
@@ -165,7 +167,10 @@ def _logprobs(request: Request, token_ids: Ints, begin: int, spell: Spell | None
         top_ids=np.array([columns.top_ids[line, :wanted] for columns, line in lines]),
         top_logprobs=np.array([columns.top_logprobs[line, :wanted] for columns, line in lines]),
         spell=spell,
-        before=[*request.prompt_token_ids[-CONTEXT:].tolist(), *token_ids[:begin].tolist()],
+        before=[
+            *request.prompt_token_ids[-CONTEXT:].tolist(),
+            *token_ids[max(0, begin - CONTEXT) : begin].tolist(),
+        ],
         listing=_listing(params.logprob_token_ids, lines),
         whole=request.whole_logprobs[begin : len(token_ids)],
     )
@@ -185,7 +190,7 @@ def _prompt_logprobs(request: Request, spell: Spell | None) -> PromptLogprobs | 
             told.top_logprobs,
             spell=spell,
             before=prompt[:1].tolist(),
-            whole=[*told.whole],
+            whole=[row for part in request.scores for row in part.whole],
         )
     )
 

@@ -59,11 +59,12 @@ class Scores(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Scores]) -> Scores:
-        """Of prompt tokens, one chunk's after the other's."""
+        """Of prompt tokens, one chunk's after the other's; the vocabulary, which may be large, left out."""
         if not parts:
             numbers, ids = np.empty(0, np.float32), np.empty(0, np.int32)
             return cls(numbers, ids, ids[:, None], numbers[:, None], numbers[:, None])
-        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        columns = zip(*((*part[:-1], part.whole[:0]) for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
 
     def part(self, begin: int, end: int, top: int | None = None) -> Scores:
         """A copy of some lines, the vocabulary left out; of the best tokens no more than `top`."""

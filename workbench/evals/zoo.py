@@ -1,7 +1,7 @@
 """Held-out scores of a zoo model: the engine answers, and the zoo's corpus says what was right.
 
 Knows the front door and the corpus. Answers are greedy and have to match to the letter. Stories have no right
-answer but a perplexity a token; until the engine gives prompt logprobs, the training model computes it.
+answer but a perplexity a token, which the training model computes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
 from workbench.runtime.logprobs import EACH, Columns, Wanted, read
-from workbench.runtime.scoring import Scored, Scoring, score
+from workbench.runtime.scoring import PromptColumns, Scored, score
 from workbench.runtime.step_arrays import IN_ORDER, StepArrays, views
 from workbench.runtime.whole_prompts import can_attend_whole
 
@@ -124,7 +124,7 @@ class KernelStep:
             product_into(hidden[:sampling], head.weight, head.bias, self.logits[:sampling])
         return hidden[sampling:]
 
-    def score(self, hidden: Tensor, scored: Scored, as_logits: bool) -> Scoring:
+    def score(self, hidden: Tensor, scored: Scored, as_logits: bool) -> PromptColumns:
         """Logprobs of the prompt tokens that `hidden` [t, hidden] predict."""
         chosen, model = self._batch.pinned.upload(scored.token_ids), self._model
         return score(

@@ -42,7 +42,7 @@ class Scored(NamedTuple):
         return np.repeat(self.wants == -1, self.counts)
 
 
-class Scoring(NamedTuple):
+class PromptColumns(NamedTuple):
     """What a step tells of its prompt tokens; on the device, or on the way from there."""
 
     sampled: Tensor  # [t] float32; of the tokens themselves
@@ -51,7 +51,7 @@ class Scoring(NamedTuple):
     top_logprobs: Tensor  # [t, k] float32
     whole: list[np.ndarray]  # [vocab] float32, host, for each token of which it is wanted
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> Scoring:
+    def moved(self, move: Callable[[Tensor], Tensor]) -> PromptColumns:
         """The same, with every tensor somewhere else."""
         return self._replace(
             sampled=move(self.sampled),
@@ -95,7 +95,7 @@ def score(
     vocab: int,
     *,
     as_logits: bool,
-) -> Scoring:
+) -> PromptColumns:
     """Logprobs of the tokens. Those of the whole vocabulary go to the host at once: there are too many.
 
     Args:
@@ -108,8 +108,9 @@ def score(
         parts.append(best(logits, chosen[begin : begin + rows], scored.top, as_logits=as_logits))
         for own in rows_of(logits, wants[begin : begin + rows].nonzero()[0]):
             whole += [*values_of(own, as_logits).cpu().numpy()]
+        del logits  # or there are two slices when the next is computed
     sampled, ranks, ids, top = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Scoring(sampled, ranks, ids, top, whole)
+    return PromptColumns(sampled, ranks, ids, top, whole)
 
 
 def slice_rows(row_bytes: int) -> int:
@@ -118,7 +119,7 @@ def slice_rows(row_bytes: int) -> int:
     return rows if rows < TILE else rows // TILE * TILE
 
 
-def to_scores(scoring: Scoring, scored: Scored) -> tuple[Scores, ...]:
+def to_scores(scoring: PromptColumns, scored: Scored) -> tuple[Scores, ...]:
     """Each chunk's own part, on the host."""
     sampled, ranks, ids, best = (column.cpu().numpy() for column in scoring[:4])
     found, ends, rows = [], scored.counts.cumsum().tolist(), iter(scoring.whole)
