@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -135,7 +135,7 @@ class LLM:
 
         tokenizer = self._parts.tokenizer
         decode = None if tokenizer is None else lambda token_ids: str(tokenizer.decode(token_ids))
-        self._trace = Trace(decode=decode, want_logprobs=self._want_logprobs)
+        self._trace = Trace(decode=decode, want_logprobs=self._want_logprobs, turn=self._turn)
         self._emit.add(self._trace.observer)
         self._emit(EngineStarted(self._clock(), self.config.to_dict()))
 
@@ -145,6 +145,11 @@ class LLM:
         refuse_unavailable(params)
         check_against(params, vocab_size=self._parts.spec.vocab_size, max_logprobs=self.config.max_logprobs)
         return self._emit.wanting_logprobs(params.logprobs or 0)
+
+    def _turn(self) -> AbstractContextManager[object]:
+        """A turn of the engine for this thread, where there is one to wait for."""
+        engine = None if self._built is None else self._built.engine
+        return nullcontext() if engine is None or engine.turn.mine else engine.undisturbed()
 
     # --- the parts ------------------------------------------------------------------------------------
 
@@ -363,6 +368,7 @@ class LLM:
             return
         self._requests.close()
         on_gpu = self.config.device == "cuda"
+        self._emit.off_switch()  # or the books stay alive with the trace
         self._built = self._checks = self._streams = None
         gc.collect()
         if on_gpu:

@@ -32,6 +32,13 @@ class _Way(NamedTuple):
     read: Callable[[Path, str], Table]
 
 
+def named(folder: str | Path) -> Path:
+    """A folder as people name it."""
+    if not str(folder) or "\0" in str(folder):
+        raise ValueError(f"the folder is {str(folder)!r}: name one, such as 'my-run'")
+    return Path(folder)
+
+
 def write(tables: Tables, folder: Path, form: Format) -> list[Path]:
     """Write every table as `<name>.<form>` into `folder`, which is made; returns the files."""
     if form == "parquet":
