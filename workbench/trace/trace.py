@@ -271,8 +271,9 @@ class Trace:
     def diff(self, other: Trace) -> Difference:
         """The first decision in which two runs part, whatever their times: `Trace.diff(a, b)`.
 
-        The steps of both are counted from their first; their requests are matched by id, or, where the ids
-        differ, in the order in which they came. The outcome is false where there is no difference.
+        The steps of both are counted from their first, batch rows and blocks as they appear. Their requests
+        are matched by id, or, where the ids differ, in the order in which they came. The outcome is false
+        where there is no difference.
         """
         return compare(self.columns, other.columns)
 
