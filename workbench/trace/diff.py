@@ -1,8 +1,8 @@
 """Where two runs part: the first decision that differs. Knows the tables; times and texts are no decisions.
 
 What counts are whole numbers, flags and names; floats are times, rates and measures. Steps are counted from
-each trace's first one, and batch rows and blocks are numbered as they appear in it: which of the free ones are
-taken depends on what ran before, and two recordings of one engine can be compared.
+each trace's first one, and batch rows and blocks are numbered as they appear in it, since which of the free
+ones are taken depends on what ran before: two recordings of one engine can be compared.
 """
 
 from __future__ import annotations
