@@ -46,7 +46,15 @@ class Watchers:
         self._emit = emit
         self._built = built
         self.trace = self._start_trace()
-        emit(EngineStarted(clock(), self._parts.config.to_dict()))
+        emit(EngineStarted(clock(), self._parts.config.to_dict() | {"tokenizer": self._tokenizer_name()}))
+
+    def _tokenizer_name(self) -> str | None:
+        """Where a recording's reader finds it."""
+        parts = self._parts
+        if parts.tokenizer is None:
+            return None
+        source = str(parts.tokenizer.name_or_path)
+        return parts.config.model if source == str(parts.folder) else source
 
     def _start_trace(self) -> Trace:
         from workbench.trace import Trace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import threading
 import weakref
 from enum import StrEnum
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.llm.conftest import Open
-from workbench import SamplingParams
+from tests.llm.conftest import Models, Open
+from workbench import LLM, SamplingParams
+from workbench.__main__ import main
 from workbench.engine.events import RequestFinished
 from workbench.trace import Trace
 
@@ -142,6 +144,33 @@ def test_an_id_that_no_file_can_hold_is_refused(open_llm: Open, given: str) -> N
     with pytest.raises(ValueError, match="half a surrogate pair.*use whole characters"):
         llm.add_request(PROMPT, greedy(), request_id=given)
     assert not llm.has_unfinished_requests()
+
+
+# --- texts ----------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_recording_has_its_texts(open_llm: Open, tmp_path: Path) -> None:
+    llm = open_llm()
+    with llm.trace.record(tmp_path / "a") as t:
+        llm.generate(["the quick fox"], greedy(), use_tqdm=False)
+    direct = t.to_report(tmp_path / "direct.html").read_text(encoding="utf-8")
+    assert "the quick fox" in direct
+    assert main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r.html")]) == 0
+    assert (tmp_path / "r.html").read_text(encoding="utf-8") == direct
+    loaded = Trace.load(tmp_path / "a", decode=llm.get_tokenizer().decode)
+    assert loaded.requests.equals(t.requests)
+
+
+def test_the_report_of_a_recording_whose_tokenizer_is_gone_goes_without(
+    models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(models.folder(), tmp_path / "model")
+    with LLM(str(folder), num_gpu_blocks_override=64) as llm, llm.trace.record(tmp_path / "a"):
+        llm.generate([PROMPT], greedy(), use_tqdm=False)
+    shutil.rmtree(folder)
+    assert main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r.html")]) == 0
+    assert "(no text)" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "texts are left out" in caplog.text
 
 
 # --- the end --------------------------------------------------------------------------------------------

@@ -173,6 +173,11 @@ class Trace:
             )
         return self._want_logprobs(logprobs)
 
+    @property
+    def has_events(self) -> bool:
+        """Whether it holds the events themselves; one that was read from tables does not."""
+        return not self._from_tables
+
     def recording(self) -> Recording:
         """The events themselves, oldest first, as `workbench.sim.replay` needs them.
 
