@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import json
 import logging
 import os
 import sys
@@ -69,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("-o", "--output", type=Path, default=Path("workbench-demo"), metavar="DIR")
     demo.set_defaults(command=_demo)
     report = commands.add_parser("report", help="a trace's folder as one HTML page")
-    report.add_argument("trace", type=Path, metavar="TRACE", help="folder that Trace.to_csv wrote")
+    report.add_argument(
+        "trace", type=Path, metavar="TRACE", help="folder of record(path), to_csv, to_jsonl or to_parquet"
+    )
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE")
     report.set_defaults(command=_report)
     for name, (_, text) in _DELEGATED.items():
@@ -90,7 +93,14 @@ def _demo(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from workbench.trace import Trace
 
-    Trace.load(options.trace).to_report(options.output)
+    trace = Trace.load(options.trace)
+    if trace.has_events:  # with token ids only; tables have the texts
+        from workbench.tokenizer import recorded_tokenizer
+
+        tokenizer = recorded_tokenizer(json.loads(trace.columns.runs["config"][0]))
+        if tokenizer is not None:
+            trace = Trace.load(options.trace, decode=lambda ids: str(tokenizer.decode(ids)))
+    trace.to_report(options.output)
     say(f"wrote {options.output}")
     return 0
 

@@ -78,8 +78,7 @@ class Intake:
         """
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params is {params!r}: use SamplingParams(...)")
-        if not isinstance(request_id, str | None):
-            raise TypeError(f"request_id is {request_id!r}: use a str, or leave it out")
+        request_id = None if request_id is None else read_id(request_id)
         if lora_request is not None:
             raise ValueError("lora_request: LoRA is not available yet; leave it out")
         params = params.clone()
@@ -177,6 +176,20 @@ class Intake:
             tables=cache.open(root_key(self._digest, extra)),
             priority=priority,
         )
+
+
+def read_id(request_id: object) -> str:
+    """A request's id as a plain str, which every file can hold; an Enum's members are other keys than it."""
+    if not isinstance(request_id, str):
+        raise TypeError(f"request_id is {request_id!r}: use a str, or leave it out")
+    plain = str.__str__(request_id)
+    try:
+        plain.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"request_id {plain!r} holds half a surrogate pair, which no file can hold: use whole characters"
+        ) from None
+    return plain
 
 
 def _names(name: str, n: int) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +14,7 @@ from workbench.cache.hashing import HashAlgorithm
 from workbench.config import EngineConfig, read_settings
 from workbench.defaults import default_sampling_params
 from workbench.engine.clock import wall_clock
-from workbench.engine.events import Emitter, EngineStarted
+from workbench.engine.events import Emitter, Observer
 from workbench.engine.loop import Engine
 from workbench.engine.policies import Policy
 from workbench.intake import Intake
@@ -23,19 +22,14 @@ from workbench.likelihood import likelihood, read_pairs, requests_for
 from workbench.metrics import Metric, read_metrics
 from workbench.open_requests import CLOSED, OpenRequests
 from workbench.outputs import BeamSearchOutput, Likelihood, RequestOutput
-from workbench.params import (
-    BeamSearchParams,
-    LoRARequest,
-    RequestOutputKind,
-    SamplingParams,
-    check_against,
-)
+from workbench.params import BeamSearchParams, LoRARequest, RequestOutputKind, SamplingParams
 from workbench.parent import Parent
 from workbench.progress import Progress
 from workbench.prompts import conversations_of, encode, written_by_template
 from workbench.reserved import reserved
 from workbench.step import Step, describe
 from workbench.streams import AsyncStreams, stream
+from workbench.watchers import Observation, Watchers
 
 if TYPE_CHECKING:
     from workbench.trace import Trace
@@ -116,23 +110,7 @@ class LLM:
         self._checks: Intake | None = Intake(
             self._built, self._clock, self._engine.scheduler.tokens_of, self._requests.in_use
         )
-        self._trace: Trace | None = None
-        self._start_trace()
-
-    def _start_trace(self) -> None:
-        from workbench.trace import Trace
-
-        tokenizer = self._parts.tokenizer
-        decode = None if tokenizer is None else lambda token_ids: str(tokenizer.decode(token_ids))
-        self._trace = Trace(decode=decode, want_logprobs=self._want_logprobs)
-        self._emit.add(self._trace.observer)
-        self._emit(EngineStarted(self._clock(), self.config.to_dict()))
-
-    def _want_logprobs(self, count: int) -> AbstractContextManager[None]:
-        """Every token's `count` top logprobs, for the trace; as many as a request could ask for."""
-        params = SamplingParams(logprobs=count)
-        check_against(params, vocab_size=self._parts.spec.vocab_size, max_logprobs=self.config.max_logprobs)
-        return self._emit.wanting_logprobs(params.logprobs or 0)
+        self._watchers = Watchers(self._emit, self._clock, lambda: self._built)
 
     # --- the parts ------------------------------------------------------------------------------------
 
@@ -161,8 +139,15 @@ class LLM:
     @property
     def trace(self) -> Trace:
         """What happened, as tables; it can still be read when the engine is closed."""
-        assert self._trace is not None, "the trace is made with the engine"
-        return self._trace
+        return self._watchers.trace
+
+    def observe(self, callback: Observer) -> Observation:
+        """Call `callback` with every event from now on, until `end()` of what is returned or its block's end.
+
+        The events are those of `workbench.engine.events`, each told as it is decided, within the step. A
+        callback that raises is set aside with a warning; none can change the run.
+        """
+        return self._watchers.observe(callback)
 
     @property
     def memory(self) -> str:
@@ -379,6 +364,7 @@ class LLM:
         if self._built is None:
             return
         self._requests.close()
+        self._emit.off_switch()  # or the books stay alive with the trace
         self._built = self._checks = self._streams = None
         give_memory_back(self.config.device)
 

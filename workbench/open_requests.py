@@ -43,8 +43,9 @@ class OpenRequests:
         return name in self._open or name in self.by_hand or name in self._children
 
     def named(self, names: Iterable[str]) -> list[Parent]:
-        """Those of the ids that are open."""
-        return [self._open[name] for name in names if name in self._open]
+        """Those of the ids that are open; an Enum's members are other keys than the str they are."""
+        plain = [str.__str__(name) if isinstance(name, str) else name for name in names]
+        return [self._open[name] for name in plain if name in self._open]
 
     def submit(self, parents: Sequence[Parent], listen: Listen | None, *, streams: bool = False) -> None:
         """Queue requests; all of them or, when something interrupts, none."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 # Classes that tokenizer.json describes completely.
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
@@ -30,6 +34,20 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool) -> Any:
             f"no tokenizer could be loaded from {source}: name another with tokenizer=..., or pass token"
             f" ids to an engine with skip_tokenizer_init=True ({error})"
         ) from error
+
+
+def recorded_tokenizer(config: Mapping[str, object]) -> Any | None:
+    """That of the engine with these recorded settings; None where it had none, or it is not here."""
+    from workbench.models.folder import resolve
+
+    source = config.get("tokenizer")
+    if not isinstance(source, str):
+        return None
+    try:
+        return load_tokenizer(resolve(source), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        logger.warning("the recording's texts are left out: %s", error)
+        return None
 
 
 def _is_plain(folder: Path) -> bool:

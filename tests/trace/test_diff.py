@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from tests.trace.house import House, build
+from workbench.engine.request import Request, Times
+from workbench.params import SamplingParams
 from workbench.trace import Trace
 
 
@@ -115,19 +117,70 @@ def test_a_run_that_goes_on_longer_says_what_the_other_lacks() -> None:
     assert Trace.diff(long.trace, short.trace).b is None
 
 
-def test_two_scopes_of_one_engine_compare_from_their_first_steps() -> None:
-    house = build()
+def scopes_of(house: House, work: Sequence[Callable[[House], object]]) -> list[Trace]:
+    """A recording of each, on one engine whose cache is forgotten between them."""
     scopes = []
-    for _ in range(2):
-        house.engine.scheduler.cache.pool.forget_all()
+    for each in work:
+        house.engine.scheduler.forget_prefixes()
         with house.trace.record() as t:
-            house.add([5] * 3, max_tokens=3, ignore_eos=True)
-            house.run()
+            each(house)
         scopes.append(t)
-    assert scopes[0].steps.step.tolist() != scopes[1].steps.step.tolist()
-    difference = Trace.diff(*scopes)
-    # The blocks are other ones, for those freed first are taken last; all else is the same.
-    assert not difference or difference.table == "blocks"
+    return scopes
+
+
+def crowd(house: House, tokens: int = 6) -> None:
+    """Shared prefixes, chunks and preemptions."""
+    for number in range(8):
+        house.add([1] * 8 + [2 + number] * (number + 1), max_tokens=tokens, ignore_eos=True)
+    house.run()
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("before", [lambda house: None, fill])
+def test_two_recordings_of_one_engine_are_alike_where_it_did_the_same(
+    depth: int, before: Callable[[House], object]
+) -> None:
+    house = build(budget=12, blocks=14, depth=depth)
+    before(house)
+    first, second, other = scopes_of(house, [crowd, crowd, lambda house: crowd(house, tokens=7)])
+    assert first.steps.step.tolist() != second.steps.step.tolist()
+    assert first.blocks.block.tolist() != second.blocks.block.tolist()
+    assert first.runs.preemptions[0] > 0
+    assert str(Trace.diff(first, second)) == "no difference: both runs decided alike"
+    assert Trace.diff(first, other)
+
+
+def test_another_block_is_a_difference_where_it_was_another_before() -> None:
+    a, b = fill(build()).trace, fill(build()).trace
+    b.columns.blocks["block"][1] = b.columns.blocks["block"][0]
+    assert Trace.diff(a, b).field == "block"
+
+
+def one_after_the_other(*ids: str, tokens: int = 3) -> Trace:
+    house = build()
+    for number, request_id in enumerate(ids):
+        request = Request(
+            request_id, np.array([1, 2, 3], np.int32), SamplingParams(ignore_eos=True), 3 + tokens + number,
+            0, (), Times(house.runner.clock()), house.engine.scheduler.cache.open(b""),
+        )  # fmt: skip
+        house.engine.scheduler.add(request)
+        house.run()
+    return house.trace
+
+
+def test_an_id_that_is_used_again_is_another_request() -> None:
+    twice, once = one_after_the_other("a", "a"), one_after_the_other("u", "v")
+    assert twice.requests.request_id.tolist() == ["a", "a"]
+    for difference in (twice.diff(once), once.diff(twice), twice.diff(one_after_the_other("a", "a"))):
+        assert not difference, difference
+    longer = twice.diff(one_after_the_other("u", "v", tokens=4))
+    assert (longer.table, longer.field, longer.a, longer.b) == ("step_requests", "request_id", "a (2)", "a")
+
+
+def test_of_an_id_that_is_used_again_the_one_that_differs_is_named() -> None:
+    a, b = one_after_the_other("a", "a"), one_after_the_other("u", "v")
+    b.columns.tokens["token_id"][-1] += 1
+    assert a.diff(b).request_id == "a (2)"
 
 
 def test_empty_traces_do_not_differ() -> None:

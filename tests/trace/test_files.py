@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.trace.house import House, build
 from workbench.trace import Trace
@@ -157,6 +162,95 @@ def test_a_damaged_trace_is_refused(
     assert old in text
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=says):
+        Trace.load(tmp_path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_prompt_of_any_length_comes_back_and_the_process_is_left_alone(tmp_path: Path, form: str) -> None:
+    house = build()
+    house.trace._decode = lambda ids: '"long", \n' * 40_000
+    house.add([1, 2, 3])
+    house.run()
+    limit = csv.field_size_limit()
+    write(house.trace, form, tmp_path)
+    assert same(Trace.load(tmp_path), house.trace)
+    assert csv.field_size_limit() == limit < len(house.trace.requests.prompt[0])
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=20) | st.text('",\n\r é', max_size=8)
+
+
+@settings(max_examples=25)
+@given(texts=st.lists(TEXTS.filter(bool), min_size=3, max_size=3))
+@pytest.mark.parametrize("form", FORMATS)
+def test_any_text_comes_back(form: str, texts: list[str]) -> None:
+    house = build()
+    house.trace._decode = lambda ids: texts[len(ids) % 3]
+    house.add([1, 2, 3])
+    house.run()
+    with TemporaryDirectory() as folder:
+        write(house.trace, form, Path(folder))
+        assert same(Trace.load(folder), house.trace)
+
+
+@pytest.mark.parametrize("second", FORMATS)
+@pytest.mark.parametrize("first", FORMATS)
+def test_what_was_written_last_is_read(busy: House, tmp_path: Path, first: str, second: str) -> None:
+    other = build()
+    other.add([1, 2, 3])
+    write(busy.trace, first, tmp_path)
+    write(other.run().trace, second, tmp_path)
+    assert same(Trace.load(tmp_path), other.trace)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_goes_into_no_recording(busy: House, tmp_path: Path, form: str) -> None:
+    house = build()
+    with house.trace.record(tmp_path):
+        house.add([1, 2, 3])
+        house.run()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(FileExistsError, match="holds a recording.*name another folder"):
+        write(busy.trace, form, tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    assert len(Trace.load(tmp_path).requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "change"),
+    [
+        ("csv", "tokens", lambda data: data[:500] + b"\xff\xfe" + data[500:]),
+        ("csv", "runs", lambda data: b"\xef\xbb\xbf" + data),
+        ("csv", "steps", lambda data: data.replace(b"\r\n0,", b"\r\n99999999999999999999999,", 1)),
+        ("csv", "runs", lambda data: data + b'"' + b"x" * 200_000 + b'"\n'),
+        ("csv", "runs", lambda data: data + b'"'),
+        ("csv", "runs", lambda data: data + b'a"b,"c\n'),
+        ("csv", "steps", lambda data: b""),
+        ("csv", "steps", lambda data: data + b"\0\n"),
+        ("jsonl", "tokens", lambda data: data[:500] + b"\xff\xfe" + data[500:]),
+        ("jsonl", "steps", lambda data: data.replace(b'"step": 0', b'"step": 99999999999999999999999', 1)),
+        ("jsonl", "steps", lambda data: b"[" * 100_000),
+        ("jsonl", "runs", lambda data: b"\xef\xbb\xbf" + data),
+        ("parquet", "steps", lambda data: b"PAR1"),
+    ],
+)
+def test_whatever_stands_in_a_file_the_error_names_it(
+    busy: House, tmp_path: Path, form: str, name: str, change: Callable[[bytes], bytes]
+) -> None:
+    write(busy.trace, form, tmp_path)
+    path = tmp_path / f"{name}.{form}"
+    data = path.read_bytes()
+    path.write_bytes(change(data))
+    assert path.read_bytes() != data
+    with pytest.raises(ValueError, match=rf"{name}\.{form}"):
+        Trace.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{}", "7", "[" * 100_000, '{"schema_version": 3, "rows": {}}'])
+def test_another_manifest_is_refused(busy: House, tmp_path: Path, text: str) -> None:
+    busy.trace.to_csv(tmp_path)
+    (tmp_path / "trace.json").write_text(text)
+    with pytest.raises(ValueError, match=r"trace\.json is damaged.*: write the trace again"):
         Trace.load(tmp_path)
 
 

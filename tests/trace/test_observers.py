@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.trace.house import House, build
 from tests.trace.test_sums import workloads
-from workbench.engine.events import Event, Observer, StepPlanned
+from workbench.engine.events import Emitter, Event, Observer, StepPlanned
 from workbench.engine.plan import StepPlan
 from workbench.trace import Trace
 
@@ -56,15 +60,45 @@ def who_comes_and_goes(house: House) -> None:
     house.emitter.add(observer)
 
 
-def raises_at(number: int) -> Observer:
+def a_vandal(house: House) -> None:
+    """Writes to all arrays there are, whatever that raises."""
+
+    def observer(event: Event) -> None:
+        for array in arrays([getattr(event, name) for name in event.__slots__]):
+            with suppress(ValueError):
+                array[...] = 0
+
+    house.emitter.add(observer)
+
+
+def one_that_leaves_and_raises(house: House) -> None:
+    def observer(event: Event) -> None:
+        house.emitter.remove(observer)
+        raise RuntimeError("an observer's own fault")
+
+    house.emitter.add(observer)
+
+
+def raises_at(number: int, error: type[BaseException] = RuntimeError) -> Observer:
     seen = []
 
     def observer(event: Event) -> None:
         seen.append(event)
         if len(seen) == number:
-            raise RuntimeError("an observer's own fault")
+            raise error("an observer's own fault")
 
     return observer
+
+
+def arrays(value: object) -> list[np.ndarray]:
+    """All there are in a value."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    if dataclasses.is_dataclass(value):
+        return arrays([getattr(value, f.name) for f in dataclasses.fields(value)])
+    if isinstance(value, tuple | list):
+        return [array for item in value for array in arrays(item)]
+    return []
 
 
 def decisions(house: House) -> tuple[object, ...]:
@@ -82,7 +116,9 @@ def plain(value: object) -> object:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-@pytest.mark.parametrize("watch", [a_trace, a_ring, many, who_comes_and_goes])
+@pytest.mark.parametrize(
+    "watch", [a_trace, a_ring, many, who_comes_and_goes, a_vandal, one_that_leaves_and_raises]
+)
 @given(work=workloads(), blocks=st.integers(14, 30), depth=st.integers(0, 2), budget=st.integers(3, 40))
 @settings(max_examples=25)
 def test_whoever_watches_the_same_is_decided(
@@ -94,6 +130,71 @@ def test_whoever_watches_the_same_is_decided(
 ) -> None:
     options = {"blocks": blocks, "depth": depth, "budget": budget}
     assert decisions(run(work, watch, **options)) == decisions(run(work, nobody, **options))
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, KeyboardInterrupt])
+@given(work=workloads(), number=st.integers(1, 60), depth=st.integers(0, 2))
+@settings(max_examples=25)
+def test_whatever_an_observer_raises_the_same_is_decided_and_whoever_drives_hears_of_it(
+    error: type[BaseException], work: list[tuple[list[int], int]], number: int, depth: int
+) -> None:
+    plain, house = (build(watched=False, blocks=16, depth=depth) for _ in range(2))
+    heard: list[Event] = []
+    house.emitter.add(raises_at(number, error))
+    house.emitter.add(heard.append)
+    raised = 0
+    for each in (plain, house):
+        for prompt, most in work:
+            each.add(prompt, most)
+    plain.run()
+    while house.engine.scheduler.has_work:
+        try:
+            house.engine.advance()
+        except error:
+            raised += 1
+        house.engine.scheduler.check()
+    assert decisions(house) == decisions(plain)
+    assert raised == (len(heard) >= number)
+
+
+def test_what_an_observer_raises_at_an_arrival_is_raised_in_that_turn() -> None:
+    house = build(watched=False)
+    house.emitter.add(raises_at(1, SystemExit))
+    with pytest.raises(SystemExit), house.engine.undisturbed():
+        house.add([1, 2])
+    house.run()
+    assert house.requests[0].finished
+
+
+def test_an_observer_that_is_not_there_can_be_removed() -> None:
+    house = build(watched=False)
+    house.emitter.add(house.trace.observer)
+    house.emitter.remove(print)
+    house.add([1, 2, 3])
+    house.run()
+    assert len(house.trace.steps) > 0
+
+
+def test_observers_that_come_and_go_in_many_threads_are_not_lost() -> None:
+    emitter, before = Emitter(), sys.getswitchinterval()
+    kept = [raises_at(0) for _ in range(200)]
+
+    def come_and_go(mine: list[Observer]) -> None:
+        for observer in mine:
+            emitter.add(observer)
+            emitter.add(print)
+            emitter.remove(print)
+
+    threads = [threading.Thread(target=come_and_go, args=(kept[place::4],)) for place in range(4)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(map(id, emitter._observers)) == sorted(map(id, kept))
 
 
 def test_an_observer_that_raises_is_set_aside_and_the_others_hear_on(

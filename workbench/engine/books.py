@@ -112,6 +112,9 @@ class Books:
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
         self.waiting.push(request)
         if self.emit:
+            request.prompt_token_ids.flags.writeable = (
+                False  # the request's own, from now on shown to observers
+            )
             self.emit(
                 RequestArrived(
                     request.times.queued,
@@ -151,10 +154,11 @@ class Books:
     def leave(self, places: list[int]) -> None:
         """Preempted requests leave their rows and wait again."""
         leaving = [self.running.requests[place] for place in places]
+        keys = [self.policy.key(request) for request in leaving]  # if it raises, then before they are nowhere
         self.running.remove(places)
-        for request in leaving:
+        for request, key in zip(leaving, keys, strict=True):
             self.removed.append(request.row)
-            self.waiting.push(request)
+            self.waiting.push_with(request, key)
 
     def retire(self, ending: Sequence[Ending]) -> None:
         """Running requests end: they leave their rows and blocks, and whatever is in flight for them."""
@@ -178,8 +182,9 @@ class Books:
 
     def tell_blocks(self, step: int) -> None:
         """Observers hear what happened to blocks; `step` is the first plan that counts it."""
-        if self._kv_events:
-            self.emit(BlocksChanged(self.clock(), step, self.cache.block_size, self._kv_events.take()))
+        changed = self._kv_events  # another thread's last observer may leave meanwhile
+        if changed:
+            self.emit(BlocksChanged(self.clock(), step, self.cache.block_size, changed.take()))
 
     def drop(self, request: Request) -> int:
         """Whatever is in flight for the request will be ignored; how many tokens that is."""

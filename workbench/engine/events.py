@@ -7,6 +7,7 @@ A capability that decides something new adds its class here and to `Event`.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,11 +171,14 @@ Observer = Callable[[Event], None]
 class Emitter:
     """Hands events to observers; false while there are none, so that nobody builds an event in vain.
 
-    An observer cannot change the run: one that raises is set aside with a warning.
+    An observer cannot change the run: one that raises is set aside with a warning. What it means for whoever
+    drives the engine, SystemExit say, waits for `check`, when no book is half written.
     """
 
     def __init__(self) -> None:
         self._observers: tuple[Observer, ...] = ()  # replaced, never changed in place
+        self._lock = threading.RLock()  # they come and go in any thread, and in finalisers
+        self._raised: BaseException | None = None
         self._switch: Callable[[bool], object] = _ignore
         self._wanted: list[int] = []
         self.logprobs = 0  # top logprobs that observers want of every token sampled; 0: none
@@ -186,35 +190,56 @@ class Emitter:
         for observer in self._observers:
             try:
                 observer(event)
-            except Exception as error:  # noqa: BLE001 - whatever an observer does, the run goes on
+            except KeyboardInterrupt as interrupt:  # not its own doing
+                self._raised = interrupt
+            except BaseException as error:  # noqa: BLE001 - whatever an observer does, the run goes on
                 self.remove(observer)
                 logger.warning("observer %r raised %r and is set aside", observer, error)
+                if not isinstance(error, Exception):
+                    self._raised = error
+
+    def check(self) -> None:
+        """Raise what an observer raised that was to end more than the observer."""
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
 
     def add(self, observer: Observer) -> None:
-        self._observers = (*self._observers, observer)
-        self._switch(True)
+        with self._lock:
+            self._observers = (*self._observers, observer)
+            self._switch(True)
 
     def remove(self, observer: Observer) -> None:
-        left = list(self._observers)
-        left.remove(observer)
-        self._observers = tuple(left)
-        self._switch(bool(self._observers))
+        """It hears no more; one that is not there, because it was set aside say, is left alone."""
+        with self._lock:
+            left = list(self._observers)
+            if observer in left:
+                left.remove(observer)
+            self._observers = tuple(left)
+            self._switch(bool(left))
 
     def on_switch(self, switch: Callable[[bool], object]) -> None:
         """Who collects what observers will be told hears, now and later, whether there are any."""
-        self._switch = switch
-        switch(bool(self._observers))
+        with self._lock:
+            self._switch = switch
+            switch(bool(self._observers))
+
+    def off_switch(self) -> None:
+        """Nobody collects anything any more; who did is let go of."""
+        self.on_switch(_ignore)
 
     @contextmanager
     def wanting_logprobs(self, count: int) -> Iterator[None]:
         """Plans made inside the block ask for the `count` likeliest tokens of every token sampled."""
-        self._wanted.append(count)
-        self.logprobs = max(self._wanted)
+        with self._lock:
+            self._wanted.append(count)
+            self.logprobs = max(self._wanted)
         try:
             yield
         finally:
-            self._wanted.remove(count)
-            self.logprobs = max(self._wanted, default=0)
+            with self._lock:
+                self._wanted.remove(count)
+                self.logprobs = max(self._wanted, default=0)
 
 
 def _ignore(on: bool) -> None:

@@ -69,18 +69,30 @@ class Engine(Generic[Ticket]):
         # Behind a launch that failed the runner's batch is not what the next plan builds upon: launch no more
         # until it has been told and reset, or blocks are written that are not the plan's.
         broken = bool(self._tickets) and isinstance(self._tickets[-1], Exception)
-        plan = None if broken else self.scheduler.plan()
+        plan = None if broken else self._plan()
         if plan is not None:
             self._tickets.append(self._launch(plan))
         commit = None
         if self._tickets and (plan is None or len(self._tickets) > depth):
             commit = self._settle()
         self._catch_up()
+        self.scheduler.check_observers()
         return commit
 
     def _catch_up(self) -> None:
         while self._later:
             self._later.popleft()()
+
+    def _plan(self) -> StepPlan | None:
+        try:
+            return self.scheduler.plan()
+        except (
+            BaseException
+        ):  # a policy's own fault, say: half a plan is none, and the next builds on nothing
+            self._tickets.clear()
+            self.runner.reset()
+            self._tell((), self.scheduler.start_over("interrupted"))
+            raise
 
     def _launch(self, plan: StepPlan) -> Ticket | Exception:
         try:
@@ -152,6 +164,7 @@ class Engine(Generic[Ticket]):
         """This thread's turn. Ctrl-C comes when it is over: no book is left half written."""
         with InterruptsDeferred() as interrupts, self.turn:
             yield interrupts
+            self.scheduler.check_observers()
 
     def in_turn(self, action: Callable[[], None]) -> None:
         """Run `action` in a turn of this thread; in the middle of a step, as soon as that is over.

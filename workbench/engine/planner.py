@@ -68,6 +68,15 @@ class Planner:
         if self._steady and self._room and alone and 0 < running.count <= books.limits.budget:
             return self._repeat()
         draft = Draft(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
+        try:
+            return self._draw_up(draft)
+        except BaseException:  # nobody will write these blocks
+            books.cache.withdraw(draft.registered)
+            raise
+
+    def _draw_up(self, draft: Draft) -> Draft | None:
+        """The plan that `draft` becomes."""
+        books, running = self._books, self._books.running
         steady = self._steady > 0 and 0 < running.count <= draft.budget
         counts = self._ones[: running.count] if steady else self._grant(draft.budget)
         if not (steady and (self._room or self._cross(draft))):
@@ -203,6 +212,22 @@ class Planner:
         books, cache = self._books, self._books.cache
         budget, at_once = draft.budget - int(counts.sum()), books.limits.long_prefill or draft.budget
         admissions: list[Admission] = []
+        try:
+            granted = self._choose(admissions, budget, at_once, draft)
+        except BaseException:  # whoever was taken off the queue goes back to it
+            for admission in admissions:
+                cache.release(admission.request.tables, "preempted")
+                books.waiting.push(admission.request)
+            raise
+        if not admissions:
+            return (), counts
+        self._books.running.add(admissions)
+        additions = tuple(self._enter(admission) for admission in admissions)
+        return additions, np.concatenate([counts, np.array(granted, np.int64)])
+
+    def _choose(self, admissions: list[Admission], budget: int, at_once: int, draft: Draft) -> list[int]:
+        """Fill `admissions` with whom there is room for; how many tokens each gets."""
+        books, cache = self._books, self._books.cache
         granted: list[int] = []
         while budget > 0 and len(admissions) < books.running.num_free_rows and cache.pool.num_free:
             request = books.waiting.peek()
@@ -221,11 +246,7 @@ class Planner:
             draft.registered += cache.register(request.tables, request, hit.num_tokens + count)
             self._count_lookup(request, hit.num_tokens)
             self._count_recomputed(request, hit.num_tokens, hit.num_tokens + count, draft)
-        if not admissions:
-            return (), counts
-        self._books.running.add(admissions)
-        additions = tuple(self._enter(admission) for admission in admissions)
-        return additions, np.concatenate([counts, np.array(granted, np.int64)])
+        return granted
 
     def _lookup(self, request: Request) -> Hit:
         if not self._reads_cache(request):

@@ -25,8 +25,12 @@ class WaitingQueue:
         return (request for *_, request in sorted(self._heap) if request.state is State.WAITING)
 
     def push(self, request: Request) -> None:
+        self.push_with(request, self._policy.key(request))
+
+    def push_with(self, request: Request, key: object) -> None:
+        """As `push`, where the policy has been asked already."""
         # The arrival breaks ties, so that two requests are never compared themselves.
-        entry = (self._policy.key(request), request.arrival, request)
+        entry = (key, request.arrival, request)
         if self._heap:
             _ = entry < self._heap[0]  # a key that cannot be compared raises here, before it is in
         heapq.heappush(self._heap, entry)

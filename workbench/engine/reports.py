@@ -1,20 +1,28 @@
-"""What observers see of a step: the events of a plan and of a commit. Built only while somebody observes."""
+"""What observers see of a step: the events of a plan and of a commit. Built only while somebody observes.
+
+The arrays in them are the engine's own: from here on nobody writes to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from workbench.engine.books import Books
 from workbench.engine.events import StepCommitted, StepPlanned
 from workbench.engine.flight import Flight
+from workbench.engine.plan import StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 
 
 def step_planned(books: Books, flight: Flight, recomputed: int, began: float) -> StepPlanned:
     """The newest plan, with how things stand around it."""
+    for array in _arrays_of_plan(flight.plan):
+        array.flags.writeable = False
     now, pool = books.clock(), books.cache.pool
     return StepPlanned(
         at=now,
@@ -56,6 +64,8 @@ def step_committed(
     began: float,
 ) -> StepCommitted:
     """A result as it was applied. `kept`: lines of the result that somebody took; None: all."""
+    for array in _arrays_of_result(result):
+        array.flags.writeable = False
     now, running = books.clock(), books.running
     everybody = requests is running.requests  # the same list as long as nobody comes or goes
     if everybody:
@@ -63,6 +73,7 @@ def step_committed(
     else:
         request_ids = tuple([request.request_id for request in requests])
         taken = np.array(range(len(requests)) if kept is None else kept, np.int32)
+        taken.flags.writeable = False
     return StepCommitted(
         at=now,
         result=light(result),
@@ -71,3 +82,20 @@ def step_committed(
         overshoot=flight.overshoot,
         commit_s=now - began,
     )
+
+
+def _arrays_of_plan(plan: StepPlan) -> Iterator[npt.NDArray[Any]]:
+    yield from (plan.rows, plan.starts, plan.counts, plan.samples, plan.removed)
+    for added in plan.added:
+        yield from (added.token_ids, *added.blocks)
+    for grown in plan.grown:
+        yield from grown
+
+
+def _arrays_of_result(result: StepResult) -> Iterator[npt.NDArray[Any]]:
+    yield from (result.rows, result.token_ids)
+    for column in result.logprobs or ():
+        if isinstance(column, np.ndarray):
+            yield column
+        elif column is not None:
+            yield from column

@@ -63,6 +63,8 @@ class Running:
         self._all_places: Ints = np.arange(max_rows, dtype=np.int32)
         self._one_each: Ints = np.ones(max_rows, np.int32)
         self._all_sample = np.ones(max_rows, bool)
+        for constant in (self._all_places, self._one_each, self._all_sample):
+            constant.flags.writeable = False  # observers see them, in every step of the engine's life
         self._view()
 
     def _view(self) -> None:
@@ -78,6 +80,7 @@ class Running:
         ) = self._columns[:, :n]
         self.stops = [stops[:n] for stops in self._stops]  # ids that end a request, NO_TOKEN for none
         self.rows: Ints = self.row.astype(np.int32)
+        self.rows.flags.writeable = False
         # Constants of every steady step, never written to. The same object each time, which those who
         # write steps down see at a glance.
         self.places, self.one_each = self._all_places[:n], self._one_each[:n]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from workbench.cache.manager import CacheManager
 from workbench.engine.books import Books, Ending, Limits
@@ -150,6 +150,21 @@ class Scheduler:
             ids = tuple(request.request_id for request in victims)
             self._emit(StepFailed(self._clock(), failed.plan.index, ids, error))
         books.abort(victims, "error")
+        self._recompute_all()
+        return Commit(failed, (), (), victims)
+
+    def start_over(self, error: str) -> Sequence[Request]:
+        """A plan was broken off: whoever runs is recomputed, or ends as with a step that failed.
+
+        The requests that ended. The runner starts from an empty batch afterwards.
+        """
+        if self.flights:
+            return self.fail(error).finished
+        self._recompute_all()
+        return ()
+
+    def _recompute_all(self) -> None:
+        books = self._books
         everybody = range(self.running.count)
         for place in everybody:
             books.preempt(place)
@@ -160,7 +175,6 @@ class Scheduler:
         books.removed.clear()
         self._planner.restart()
         books.tell_blocks(books.index)
-        return Commit(failed, (), (), victims)
 
     def end_all(self, error: str) -> Commit:
         """No step will follow the one that failed: everybody ends with "error"."""
@@ -177,6 +191,10 @@ class Scheduler:
         self._books.known_scores.forget()
         self._books.tell_blocks(self._books.index)
         return True
+
+    def check_observers(self) -> None:
+        """Raise what an observer raised that was to end more than the observer."""
+        self._emit.check()
 
     def check(self) -> None:
         """The laws that hold after every step; raises AssertionError where one is broken."""

@@ -84,7 +84,7 @@ class Batch:
             self.additions[added.row] = added
             if added.row in self._decoding.rows:
                 self._decoding = NOBODY
-            self.tokens[added.row, : len(added.token_ids)] = torch.from_numpy(added.token_ids).to(self.device)
+            self.tokens[added.row, : len(added.token_ids)] = torch.tensor(added.token_ids, device=self.device)
             for table, blocks in zip(self._tables, added.blocks, strict=True):
                 table[added.row, : len(blocks)] = blocks
                 table[added.row, len(blocks) :] = NULL_BLOCK

@@ -114,7 +114,8 @@ class DeviceBatch:
     def grow(self, grown: Sequence[Growth]) -> None:
         """Growth that had no room in the packed array."""
         for table, growth in zip(self.tables, grown, strict=True):
-            rows, places, blocks = (self.pinned.upload(column) for column in growth)
+            # Copies, for observers hold the plan's own and torch asks for memory that may be written to.
+            rows, places, blocks = (self.pinned.upload(column.copy()) for column in growth)
             table.index_put_((rows.long(), places.long()), blocks)
 
     def options(self, rows: Tensor, lengths: Tensor) -> Options:

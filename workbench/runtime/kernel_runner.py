@@ -22,13 +22,8 @@ from workbench.runtime.graphs import DecodeGraphs, Replay
 from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
 from workbench.runtime.logprobs import Columns, Wanted, to_columns, wanted_by
-<<<<<<< HEAD
 from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
-from workbench.runtime.scoring import Scored, Scoring, scored_by, to_scores
-=======
-from workbench.runtime.sampler import LogprobsMode, is_adjusted
 from workbench.runtime.scoring import PromptColumns, Scored, scored_by, to_scores
->>>>>>> logprobs
 from workbench.runtime.step_arrays import IN_ORDER, Order, Staging, fits, longest_last
 
 IN_FLIGHT = 4  # steps whose memory on the host is kept apart

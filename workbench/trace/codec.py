@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -36,6 +37,7 @@ from workbench.trace.frames import Damaged, Frame, frame
 Said = list[Any]  # how a column is described: a tag, and what is known of it
 
 SAME = 0xFFFF_FFFF  # instead of a length: the value before once more
+MOST = 1 << 24  # of anything; more than a batch holds
 _MODULES: tuple[ModuleType, ...] = (events, plan, result, kv_events, workbench.params)
 _json = json.JSONEncoder(separators=(",", ":"))
 
@@ -61,10 +63,14 @@ def decode(frame: Frame) -> list[Event]:
     reader = _Reader(frame.body)
     try:
         size, said = json.loads(frame.head)
+        if not 0 <= size <= MOST:
+            raise ValueError(f"a batch of {size}")
         return reader.column(said, size)
     except Unknown:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError, RecursionError,
+    ) as error:  # fmt: skip
         raise Damaged(f"{type(error).__name__}: {error}") from None
 
 
@@ -208,6 +214,8 @@ class _Reader:
         return values
 
     def none(self, size: int) -> list[Any]:
+        if size > MOST:  # which no file is too short for
+            raise ValueError(f"{size} times nothing")
         return [None] * size
 
     def floats(self, size: int) -> list[Any]:
@@ -274,11 +282,12 @@ class _Reader:
         return [self._shaped(*said) for said in all_said]
 
     def _shaped(self, shape: list[int], said: Said | str) -> np.ndarray[Any, Any]:
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if isinstance(said, str):
             return self._take(said, count).reshape(shape)
+        content = self.column(said, count)
         values = np.empty(count, np.object_)
-        values[:] = self.column(said, count)
+        values[:] = content
         return values.reshape(shape)
 
     def records(self, size: int, name: str, fields: dict[str, Said]) -> list[Any]:

@@ -200,10 +200,11 @@ def _step_requests(facts: Facts, chunks: Chunks) -> Table:
 
 def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None) -> Table:
     requests, size = facts.requests, len(facts.requests)
-    outputs = np.bincount(picks.request, minlength=size).astype(np.int64)
+    outputs, whole = _outputs(facts, picks)
     first, last = np.full(size, NAN), np.full(size, NAN)
     last[picks.request] = picks.at  # the last line of a request wins
     first[picks.request[::-1]] = picks.at[::-1]
+    first[~whole] = NAN
     arrived, scheduled, finished = (_times(requests, name) for name in ("arrived", "scheduled", "finished"))
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot = np.where(outputs > 1, (last - first) / (outputs - 1), NAN)
@@ -229,7 +230,7 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
         "finish_reason": [r.finish_reason for r in requests],
         "stop_reason": [r.stop_reason for r in requests],
         "prompt": [text_of(r.prompt_token_ids.tolist(), decode) for r in requests],
-        "output": output_texts(picks, size, decode),
+        "output": output_texts(picks, whole, decode),
     }
     times = {
         "arrived": arrived,
@@ -239,6 +240,22 @@ def _requests(facts: Facts, chunks: Chunks, picks: Picks, decode: Decode | None)
         "last_token": last,
     }
     return complete("requests", columns | {f"{name}_s": at - facts.began for name, at in times.items()})
+
+
+def _outputs(facts: Facts, picks: Picks) -> tuple[Longs, Bools]:
+    """Per request: how many tokens it generated; whether the trace holds them from the first one on."""
+    size = len(facts.requests)
+    prompt = np.array([len(r.prompt_token_ids) for r in facts.requests], np.int64)
+    index = picks.position - prompt[picks.request]
+    held = np.bincount(picks.request, minlength=size).astype(np.int64)
+    reached, first = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    reached[picks.request] = index + 1
+    first[picks.request[::-1]] = index[::-1]
+    reached = np.where(prompt > 0, reached, held)  # of an unknown prompt places say nothing
+    told = [r.num_output for r in facts.requests]
+    outputs = np.array([r if t is None else t for r, t in zip(reached, told, strict=True)], np.int64)
+    nothing_yet = np.array([not (r.num_output or r.ran_before) for r in facts.requests], np.bool_)
+    return outputs, (first == 0) & ((held > 0) | nothing_yet)
 
 
 def _times(requests: list[RequestFacts], name: str) -> Floats:
@@ -304,12 +321,14 @@ def _runs(facts: Facts, steps: Table, requests: Table, dropped_steps: int, versi
         "wall_s": [facts.ended - (first.at - first.plan_s) if first else 0.0],
         "steps": [len(facts.steps)],
         "dropped_steps": [dropped_steps],
+        "mid_run": [facts.mid_run or dropped_steps > 0],
         "requests": [len(facts.requests)],
+        "output_tokens": [steps["sampled"].sum()],
         "scheduled_tokens": [steps["scheduled"].sum()],
         "overshoot_tokens": [steps["overshoot"].sum()],
         "recomputed_tokens": [steps["recomputed"].sum()],
     }
-    for name in ("prompt_tokens", "cached_tokens", "output_tokens", "preemptions"):
+    for name in ("prompt_tokens", "cached_tokens", "preemptions"):
         columns[name] = [requests[name].sum()]
     return complete("runs", columns)
 

@@ -1,11 +1,13 @@
 """Where two runs part: the first decision that differs. Knows the tables; times and texts are no decisions.
 
 What counts are whole numbers, flags and names; floats are times, rates and measures. Steps are counted from
-each trace's first one, so that two recordings of one engine can be compared.
+each trace's first one, and batch rows and blocks are numbered as they appear in it, since which of the free
+ones are taken depends on what ran before: two recordings of one engine can be compared.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,7 @@ _FIRST = ("step_requests", "blocks", "tokens")
 _APART = ("runs", "events", "requests")  # totals; the same once more; compared at the end
 # Made from token ids, or of what a model thought and nobody took.
 _SAID = ("text", "prompt", "output", "detail", "key", "top_ids", "top_logprobs")
+_NUMBERED = ("row", "block")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +57,14 @@ def compare(a: Tables, b: Tables) -> Difference:
     names = _names(a, b)
     found: list[Difference] = []
     for table in _by_step():
-        difference = _first(
-            table, _aligned(getattr(a, table), names[0]), _aligned(getattr(b, table), names[1])
-        )
+        difference = _first(table, _aligned(a, table, names[0]), _aligned(b, table, names[1]))
         if difference:
             found.append(difference)
     if found:
         # min keeps the first of equals, and so the order of the tables
         return min(found, key=lambda each: -1 if each.step is None else each.step)
-    return _first("requests", _aligned(a.requests, names[0]), _aligned(b.requests, names[1])) or Difference()
+    last = _first("requests", _aligned(a, "requests", names[0]), _aligned(b, "requests", names[1]))
+    return last or Difference()
 
 
 def _by_step() -> list[str]:
@@ -70,25 +72,82 @@ def _by_step() -> list[str]:
     return sorted(tables, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
 
 
-def _names(a: Tables, b: Tables) -> tuple[dict[str, str], dict[str, str]]:
-    """What requests are called in the comparison: as they are, or, where the ids differ, by their place."""
-    ids = [tables.requests["request_id"].tolist() for tables in (a, b)]
-    if set(ids[0]) == set(ids[1]) or len(ids[0]) != len(ids[1]):
-        return {}, {}
-    return {}, dict(zip(ids[1], ids[0], strict=True))
+def _names(a: Tables, b: Tables) -> tuple[list[str], list[str]]:
+    """What the requests, line by line, are called: as they are, or, where the ids differ, by their place."""
+    names = _told_apart(a), _told_apart(b)
+    if set(names[0]) == set(names[1]) or len(names[0]) != len(names[1]):
+        return names
+    return names[0], names[0]
 
 
-def _aligned(table: Table, names: dict[str, str]) -> Table:
-    """Steps from the first one on, requests by their common names."""
-    aligned = dict(table)
-    step = aligned.get("step")
-    if step is not None and len(step):
-        aligned["step"] = step - np.nanmin(step)
-    if names and "request_id" in aligned:
-        column = np.empty(len(aligned["request_id"]), np.object_)
-        column[:] = [names.get(name, name) for name in aligned["request_id"].tolist()]
-        aligned["request_id"] = column
+def _told_apart(tables: Tables) -> list[str]:
+    """Ids of the requests; one that was used before says so."""
+    used: Counter[str] = Counter()
+    names = []
+    for request_id in tables.requests["request_id"].tolist():
+        used[request_id] += 1
+        names.append(request_id if used[request_id] == 1 else f"{request_id} ({used[request_id]})")
+    return names
+
+
+def _aligned(tables: Tables, name: str, names: list[str]) -> Table:
+    """Steps from the first one on, requests by their common names, rows and blocks as they appear."""
+    aligned = dict(getattr(tables, name))
+    steps = tables.steps["step"]
+    if "step" in aligned and len(steps):
+        aligned["step"] = aligned["step"] - steps.min()
+    if "request_id" in aligned:
+        aligned["request_id"] = _named(tables, name, names)
+    for column in _NUMBERED:
+        if column in aligned:
+            aligned[column] = _as_they_appear(aligned[column])
     return aligned
+
+
+def _named(tables: Tables, name: str, names: list[str]) -> npt.NDArray[Any]:
+    """The requests of a table's lines by these names."""
+    named = np.empty(len(getattr(tables, name)["request_id"]), np.object_)
+    if name == "requests":
+        named[:] = names
+        return named
+    arrivals: dict[str, list[tuple[float, str]]] = {}
+    known = zip(
+        tables.requests["request_id"].tolist(), tables.requests["arrived_s"].tolist(), names, strict=True
+    )
+    for request_id, arrived, common in known:
+        arrivals.setdefault(request_id, []).append((arrived, common))
+    named[:] = [
+        _latest(arrivals.get(request_id), at, request_id)
+        for request_id, at in zip(
+            getattr(tables, name)["request_id"].tolist(), _times(tables, name), strict=True
+        )
+    ]
+    return named
+
+
+def _latest(arrivals: list[tuple[float, str]] | None, at: float, request_id: str | None) -> str | None:
+    """Whose id it was then: an id is used again only when its request has ended."""
+    if arrivals is None:
+        return request_id
+    later = (common for arrived, common in reversed(arrivals[1:]) if arrived <= at)
+    return next(later, arrivals[0][1])
+
+
+def _times(tables: Tables, name: str) -> list[float]:
+    """When each line of a table was decided."""
+    table = getattr(tables, name)
+    if "at_s" in table:
+        return list(table["at_s"].tolist())
+    places = np.searchsorted(tables.steps["step"], table["step"])
+    return list(tables.steps["planned_s"][places].tolist())
+
+
+def _as_they_appear(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """0 for the number that comes first, 1 for the next other one ..."""
+    _, first, places = np.unique(numbers, return_index=True, return_inverse=True)
+    ranks = np.empty(len(first), np.int64)
+    ranks[np.argsort(first)] = np.arange(len(first))
+    return ranks[places.reshape(-1)]
 
 
 def _decisions(table: str) -> Iterator[str]:

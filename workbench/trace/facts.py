@@ -50,6 +50,8 @@ class RequestFacts:
     finished: float = NAN
     finish_reason: str | None = None
     stop_reason: str | None = None
+    num_output: int | None = None  # as it was told at its end
+    ran_before: bool = False  # it was admitted before the first step that was kept
 
 
 @dataclass(slots=True)
@@ -92,8 +94,14 @@ class Facts:
     steps: list[StepFacts] = field(default_factory=list)  # in order of planning
     blocks: list[BlocksChanged] = field(default_factory=list)
     config: dict[str, object] = field(default_factory=dict)
+    began_late: bool = False  # there are events whose beginnings nobody kept
     began: float = NAN  # clock reading all times are relative to
     ended: float = NAN
+
+    @property
+    def mid_run(self) -> bool:
+        """Whether somebody ran, or a step was in flight, before the first step that was kept."""
+        return self.began_late or any(request.ran_before for request in self.requests)
 
     def names(self) -> npt.NDArray[np.object_]:
         """Ids by the requests' numbers."""
@@ -148,9 +156,13 @@ class _Reader:
 
     def _number(self, request_id: str) -> int:
         if request_id not in self._numbers:  # its arrival was not recorded
-            self._numbers[request_id] = len(self.facts.requests)
-            self.facts.requests.append(RequestFacts(request_id))
+            self.facts.began_late = True
+            self._add(request_id)
         return self._numbers[request_id]
+
+    def _add(self, request_id: str) -> None:
+        self._numbers[request_id] = len(self.facts.requests)
+        self.facts.requests.append(RequestFacts(request_id))
 
     def _request(self, request_id: str) -> RequestFacts:
         return self.facts.requests[self._number(request_id)]
@@ -159,7 +171,7 @@ class _Reader:
         return np.array([self._number(request_id) for request_id in request_ids], np.int64)
 
     def _arrived(self, event: RequestArrived) -> None:
-        self._numbers.pop(event.request_id, None)
+        self._add(event.request_id)
         request = self._request(event.request_id)
         request.prompt_token_ids, request.cache_root = event.prompt_token_ids, event.cache_root
         request.max_tokens, request.priority, request.arrived = event.max_tokens, event.priority, event.at
@@ -168,6 +180,7 @@ class _Reader:
         self._admitted[self._number(event.request_id)] = event
         if not event.resumed:
             request = self._request(event.request_id)
+            request.ran_before = not self.facts.steps  # until that step turns out to be the one
             request.queried, request.cached = event.num_queried, event.num_cached_tokens
             request.forgone, request.scheduled = event.num_forgone, event.at
 
@@ -180,6 +193,8 @@ class _Reader:
                 request.prompt_token_ids = addition.token_ids[: addition.num_prompt_tokens]
         index = event.plan.index  # an admission handed over by an earlier recorder belongs to an earlier step
         admitted = {number: e for number, e in self._admitted.items() if e.step == index}
+        for number, admission in admitted.items():
+            self.facts.requests[number].ran_before &= admission.resumed
         step = StepFacts(event, self._numbers_of(event.request_ids), admitted, self._num_preempted)
         self._admitted, self._num_preempted = {}, 0
         self.facts.steps.append(step)
@@ -187,9 +202,11 @@ class _Reader:
 
     def _committed(self, event: StepCommitted) -> None:
         step = self._open.pop(event.result.index, None)
-        if step is not None:  # else its plan was let go
-            step.committed = event
-            step.takers = self._numbers_of(event.request_ids)
+        if step is None:  # its plan was let go
+            self.facts.began_late = True
+            return
+        step.committed = event
+        step.takers = self._numbers_of(event.request_ids)
 
     def _failed(self, event: StepFailed) -> None:
         """The steps launched after a failed one go with it."""
@@ -200,7 +217,7 @@ class _Reader:
         request = self._request(event.request_id)
         request.finished, request.finish_reason = event.at, event.reason
         request.stop_reason = None if event.stop_reason is None else str(event.stop_reason)
-        request.preemptions = event.num_preemptions
+        request.preemptions, request.num_output = event.num_preemptions, event.num_output_tokens
         self._lose(event.request_id)
 
     def _lose(self, request_id: str) -> None:

@@ -1,6 +1,7 @@
 """A trace as a folder of tables, a file each: CSV, JSON Lines or Parquet; written to be read back.
 
-Beside them `trace.json` says how many rows each has, so that a file cut short at the end of a row is noticed.
+Beside them `trace.json` says in which format and how many rows each has, so that files of another trace are
+passed over and one cut short at the end of a row is noticed.
 In CSV an empty field is a missing value, so that an empty text comes back as a missing one. Knows nothing of
 events and of pandas.
 """
@@ -10,13 +11,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import workbench
 from workbench.errors import MissingExtra
-from workbench.trace.journal import wrong_schema
+from workbench.trace.journal import FILE, wrong_schema
 from workbench.trace.schema import COLUMNS, SCHEMA, SCHEMA_VERSION, Kind, Table, Tables, complete
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -30,10 +32,21 @@ class _Way(NamedTuple):
     read: Callable[[Path, str], Table]
 
 
+def named(folder: str | Path) -> Path:
+    """A folder as people name it."""
+    if not str(folder) or "\0" in str(folder):
+        raise ValueError(f"the folder is {str(folder)!r}: name one, such as 'my-run'")
+    return Path(folder)
+
+
 def write(tables: Tables, folder: Path, form: Format) -> list[Path]:
     """Write every table as `<name>.<form>` into `folder`, which is made; returns the files."""
     if form == "parquet":
         _pyarrow()  # before anything is made
+    if (folder / FILE).exists():
+        raise FileExistsError(
+            f"{folder} holds a recording, and that is what Trace.load would read there: name another folder"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # of an older trace: it comes back when all is written
@@ -41,7 +54,7 @@ def write(tables: Tables, folder: Path, form: Format) -> list[Path]:
         for name in SCHEMA:
             written.append(folder / f"{name}.{form}")
             _WAYS[form].write(written[-1], name, getattr(tables, name))
-        return [*written, _write_manifest(folder, tables)]
+        return [*written, _write_manifest(folder, form, tables)]
     except OSError as error:
         raise OSError(
             error.errno, f"{folder} cannot be written ({error.strerror or error}): name another folder"
@@ -56,29 +69,26 @@ def read(folder: Path) -> Tables:
         ValueError: the trace has another schema, or a file is damaged.
         MissingExtra: it is in Parquet and pyarrow is not installed.
     """
-    form = _form(folder)
-    rows = _read_manifest(folder)
+    form, rows = _read_manifest(folder)
     missing = [f"{name}.{form}" for name in SCHEMA if not (folder / f"{name}.{form}").is_file()]
     if missing:
         raise FileNotFoundError(
             f"{folder} holds no whole trace, {', '.join(missing)} missing: write it again with to_{form}"
         )
-    runs = _WAYS[form].read(folder / f"runs.{form}", "runs")
+    runs = _read_table(folder, form, "runs")
     if runs["schema_version"].tolist() != [SCHEMA_VERSION]:
         raise ValueError(wrong_schema(folder / f"runs.{form}", _one(runs["schema_version"].tolist())))
-    tables = Tables(*(_WAYS[form].read(folder / f"{name}.{form}", name) for name in SCHEMA))
+    tables = Tables(*(_read_table(folder, form, name) for name in SCHEMA))
     _check_whole(folder, form, tables, rows)
     return tables
 
 
-def _form(folder: Path) -> Format:
-    for form in _WAYS:
-        if (folder / f"runs.{form}").is_file():
-            return form
-    raise FileNotFoundError(
-        f"{folder} holds no trace, neither runs.csv, runs.jsonl, runs.parquet nor events.bin: name a folder"
-        " of to_csv, to_jsonl, to_parquet or record(path)"
-    )
+def _read_table(folder: Path, form: Format, name: str) -> Table:
+    path = folder / f"{name}.{form}"
+    try:
+        return _WAYS[form].read(path, name)
+    except (UnicodeDecodeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): write it again") from None
 
 
 def _one(values: list[Any]) -> Any:
@@ -88,8 +98,9 @@ def _one(values: list[Any]) -> Any:
 # --- the manifest ---------------------------------------------------------------------------------------
 
 
-def _write_manifest(folder: Path, tables: Tables) -> Path:
+def _write_manifest(folder: Path, form: Format, tables: Tables) -> Path:
     said = {
+        "format": form,
         "schema_version": SCHEMA_VERSION,
         "workbench_version": workbench.__version__,
         "rows": {name: _num_rows(getattr(tables, name)) for name in SCHEMA},
@@ -99,18 +110,27 @@ def _write_manifest(folder: Path, tables: Tables) -> Path:
     return path
 
 
-def _read_manifest(folder: Path) -> dict[str, int]:
+def _read_manifest(folder: Path) -> tuple[Format, dict[str, int]]:
+    """The format that was written last, and the rows of each table."""
     path = folder / MANIFEST
+    if not any((folder / f"runs.{form}").is_file() for form in _WAYS):
+        raise FileNotFoundError(
+            f"{folder} holds no trace, neither runs.csv, runs.jsonl, runs.parquet nor {FILE}: name a folder"
+            " of to_csv, to_jsonl, to_parquet or record(path)"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {MANIFEST}: the trace was not written to its end")
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         version, rows = said["schema_version"], dict(said["rows"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise ValueError(f"{path} is damaged: write the trace again") from None
     if version != SCHEMA_VERSION:
         raise ValueError(wrong_schema(path, version))
-    return rows
+    for form in _WAYS:
+        if form == said.get("format"):
+            return form, rows
+    raise ValueError(f"{path} is damaged, of format {said.get('format')!r}: write the trace again")
 
 
 def _check_whole(folder: Path, form: Format, tables: Tables, rows: dict[str, int]) -> None:
@@ -145,7 +165,7 @@ class _Columns:
         for (column, parse), field in zip(self._parsers, fields, strict=True):
             try:
                 column.append(parse(field))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):
                 raise ValueError(
                     f"{self._path} has {field!r} in record {number}: it is damaged, write it again"
                 ) from None
@@ -192,7 +212,7 @@ _FROM_CSV: dict[Kind, Callable[[Any], Any]] = {
 
 def _read_csv(path: Path, name: str) -> Table:
     with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+        header, *rows = list(_records(path, file)) or [[]]
     _check_columns(path, name, header)
     columns = _Columns(path, name, _FROM_CSV)
     for number, row in enumerate(rows, start=2):
@@ -202,6 +222,42 @@ def _read_csv(path: Path, name: str) -> Table:
             )
         columns.add(row, number)
     return columns.table()
+
+
+_CSV_FIELD = re.compile(r'(?:"([^"]*(?:""[^"]*)*)"|([^",]*))(,|\Z)')
+
+
+def _records(path: Path, lines: Iterable[str]) -> Iterator[list[str]]:
+    """The records of a CSV file.
+
+    csv.reader refuses fields of more than 131,072 characters, as long prompts are, and its limit can be
+    changed for the whole process only.
+    """
+    held: list[str] = []  # lines of a record whose quotes are still open
+    quotes = 0
+    for number, line in enumerate(lines, start=1):
+        held.append(line)
+        quotes += line.count('"')
+        if quotes % 2 == 0:
+            yield _split(path, "".join(held).rstrip("\r\n"), number)
+            held, quotes = [], 0
+    if held:
+        raise ValueError(f"{path} ends within quotes: it is damaged or cut short")
+
+
+def _split(path: Path, record: str, number: int) -> list[str]:
+    """Its fields; `number`: of its last line."""
+    if '"' not in record:
+        return record.split(",")
+    fields, at, more = [], 0, True
+    while more:
+        found = _CSV_FIELD.match(record, at)
+        if found is None:
+            raise ValueError(f"{path} has quotes in the middle of a field in line {number}: it is damaged")
+        quoted, plain, comma = found.groups()
+        fields.append(plain if quoted is None else quoted.replace('""', '"'))
+        at, more = found.end(), bool(comma)
+    return fields
 
 
 # --- JSON Lines -----------------------------------------------------------------------------------------

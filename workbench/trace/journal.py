@@ -13,12 +13,14 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import workbench
 from workbench.engine.clock import Clock
 from workbench.engine.events import Event, RequestArrived, RequestFinished, StepCommitted, StepFailed
+from workbench.engine.result import StepResult
 from workbench.trace.codec import Unknown, decode, encode
 from workbench.trace.frames import Damaged, Frame, frame, read_frame
 from workbench.trace.recorder import Recording
@@ -53,6 +55,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, clock: Clock = time.monotonic) -> None:
+        folder = folder.absolute()  # the working directory may change before it is read
         self.path = folder / FILE
         self.num_events = 0  # heard, and not lost since
         self.stopped: str | None = None  # why it hears no more, before it was closed
@@ -62,9 +65,10 @@ class Journal:
         self._waiting: list[Event] = []
         self._flushed = clock()  # when nothing waited any more
         self._open: set[str] = set()  # requests
+        self._identity: tuple[int, ...] | None = None  # of the file, once it is closed
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file: int | None = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            self._file: int | None = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError as error:
             if not self.path.exists():  # the folder is a file
                 raise _unwritable(folder, error) from None
@@ -117,9 +121,26 @@ class Journal:
             self._close()
 
     def snapshot(self) -> Recording:
-        """Everything heard, oldest first."""
-        self.flush()
-        return Recording(read_journal(self.path.parent).events, 0)
+        """Everything heard, oldest first.
+
+        Raises:
+            FileNotFoundError: the recording was closed, and its file deleted or replaced.
+        """
+        with self._lock:
+            self._flush()
+            file = None if self._file is None else os.dup(self._file)
+            size = self._size
+        data = self._read_closed() if file is None else _read_open(file, size)
+        return Recording(read_data(self.path, data).events, 0)
+
+    def _read_closed(self) -> bytes:
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            if _identity(os.fstat(file.fileno())) == self._identity:
+                return file.read()
+        raise FileNotFoundError(
+            f"{self.path} was deleted, moved or replaced since it was recorded: Trace.load reads what is"
+            " there now, or where it went"
+        )
 
     def _flush(self) -> None:
         self._flushed = self._clock()
@@ -163,11 +184,35 @@ class Journal:
         file, self._file = self._file, None
         if file is None:
             return
+        ours = os.fstat(file)
         try:
             os.close(file)
+            there = self.path.stat()  # afterwards, when a network file system has settled its times
+            if os.path.samestat(ours, there):
+                self._identity = _identity(there)
+        except FileNotFoundError:
+            pass  # deleted meanwhile; whoever reads it is told
         except OSError as error:  # what a network file system tells at the end
             self.stopped = self.stopped or f"the end of the recording may be missing: {error.strerror}"
             logger.warning("%s: %s", self.path, self.stopped)
+
+
+def _read_open(file: int, size: int) -> bytes:
+    """By the open file, wherever its name has gone; closes it."""
+    parts: list[bytes] = []
+    at = 0
+    try:
+        while part := os.pread(file, size - at, at):
+            parts.append(part)
+            at += len(part)
+    finally:
+        os.close(file)
+    return b"".join(parts)
+
+
+def _identity(stat: os.stat_result) -> tuple[int, ...]:
+    """A number of a deleted file is given to another one soon; its time of writing is not."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _step_over(event: Event) -> int | None:
@@ -199,7 +244,11 @@ def read_journal(folder: Path) -> Recorded:
         ValueError: it is of a newer version, or damaged before its end.
     """
     path = folder / FILE
-    data = path.read_bytes()
+    return read_data(path, path.read_bytes())
+
+
+def read_data(path: Path, data: bytes) -> Recorded:
+    """As `read_journal`, of what stands in the file."""
     begin = _read_header(path, data)
     events: list[Event] = []
     while begin < len(data):
@@ -209,7 +258,7 @@ def read_journal(folder: Path) -> Recorded:
         if found.head == _END:
             return Recorded(events, None)
         try:
-            events += decode(found)
+            events += _events(found)
         except Unknown as unknown:
             raise ValueError(
                 f"{path} says {unknown}, which this version does not know: read it with the one that wrote it"
@@ -218,6 +267,16 @@ def read_journal(folder: Path) -> Recorded:
             raise _damaged(path, damage, begin, len(events)) from None
         begin = found.end
     return Recorded(events, _cut_off(events, begin, len(data)))
+
+
+def _events(found: Frame) -> list[Event]:
+    events = decode(found)
+    for event in events:
+        if not isinstance(event, Event):
+            raise Damaged(f"{type(event).__name__} is no event")
+        if type(event) is StepCommitted and type(event.result) is not StepResult:
+            raise Damaged("a step came to no result")
+    return events
 
 
 def _frame(path: Path, data: bytes, begin: int, whole: int) -> Frame | None:
@@ -249,7 +308,12 @@ def _read_header(path: Path, data: bytes) -> int:
     found = _frame(path, data, len(MAGIC), 0)
     if found is None:
         raise ValueError(f"{path} has {len(data)} bytes, not even its header: nothing was recorded")
-    version = json.loads(found.head)["schema_version"]
+    try:
+        version = json.loads(found.head)["schema_version"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise ValueError(
+            f"{path} begins with {found.head[:40]!r}, which is no header: it is damaged"
+        ) from None
     if version != SCHEMA_VERSION:
         raise ValueError(wrong_schema(path, version))
     return found.end

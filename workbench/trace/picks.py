@@ -121,12 +121,16 @@ def token_table(facts: Facts, picks: Picks, decode: Decode | None) -> Table:
     )
 
 
-def output_texts(picks: Picks, size: int, decode: Decode | None) -> list[str | None]:
-    """What each of `size` requests generated."""
+def output_texts(picks: Picks, whole: npt.NDArray[np.bool_], decode: Decode | None) -> list[str | None]:
+    """What each request generated, where the tokens are there from the first one on: `whole`."""
+    size = len(whole)
     order = np.argsort(picks.request, kind="stable")
     bounds = np.searchsorted(picks.request[order], np.arange(1, size)) if size else NONE
     groups = np.split(picks.token_id[order], bounds) if size else []
-    return [text_of(group.tolist(), decode) for group in groups]
+    return [
+        text_of(group.tolist(), decode) if known else None
+        for group, known in zip(groups, whole.tolist(), strict=True)
+    ]
 
 
 def text_of(token_ids: list[int], decode: Decode | None) -> str | None:

@@ -66,7 +66,7 @@ def _totals(tables: Tables) -> Totals:
         queried_tokens=int(requests["queried_tokens"].sum()),
         cached_tokens=int(requests["cached_tokens"].sum()),
         prompt_tokens=int(requests["prompt_tokens"][admitted].sum()),
-        output_tokens=int(requests["output_tokens"].sum()),
+        output_tokens=int(tables.runs["output_tokens"][0]),  # others were generated before the trace began
         preemptions=int(requests["preemptions"].sum()),
         finished=Counter(reason for reason in requests["finish_reason"].tolist() if reason is not None),
     )

@@ -9,6 +9,7 @@ import math
 import threading
 from collections import deque
 from dataclasses import dataclass
+from itertools import chain
 
 from workbench.engine.events import (
     EngineStarted,
@@ -69,15 +70,18 @@ class Recorder:
 
     def open_requests(self) -> list[Event]:
         """How the engine started and how requests that have not ended came in, for another recorder."""
-        events = self.snapshot().events
-        ended = {event.request_id for event in events if type(event) is RequestFinished}
-        started: list[Event] = [event for event in events if type(event) is EngineStarted]
-        return started + [
-            event
-            for event in events
-            if (type(event) is RequestArrived or (type(event) is RequestAdmitted and not event.resumed))
-            and event.request_id not in ended
-        ]
+        started: list[Event] = []
+        known: dict[str, list[Event]] = {}  # an id used again is another request
+        for event in self.snapshot().events:
+            if type(event) is EngineStarted:
+                started.append(event)
+            elif type(event) is RequestArrived:
+                known[event.request_id] = [event]
+            elif type(event) is RequestAdmitted and not event.resumed:
+                known.setdefault(event.request_id, []).append(event)
+            elif type(event) is RequestFinished:
+                known.pop(event.request_id, None)
+        return [*started, *chain.from_iterable(known.values())]
 
     def _let_go(self, event: Event) -> None:
         if type(event) is StepPlanned:

@@ -5,7 +5,11 @@ Counts of tokens are whole numbers. A value that does not exist (yet) is NaN, in
 are JSON texts, which every file format and every version of pandas holds and compares alike. Logprobs are
 there where the request asked for them, or `record(logprobs=k)` did.
 
-The sum rule, over requests that ran to their end::
+A trace that begins in mid-run, as a ring does that has turned over, holds only what came later of requests
+that ran before (`runs.mid_run`). What it cannot know of them is missing: when the first token came, and with
+it ttft_s and tpot_s, and the text. Their counts of tokens computed are of the steps it holds.
+
+The sum rule, over requests that ran to their end, where the trace holds all their steps::
 
     steps.scheduled = Σ (prompt_tokens - cached_tokens) + Σ (output_tokens - 1) + recomputed + overshoot
 
@@ -26,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Kind = Literal["int", "float", "bool", "text"]
 Table = dict[str, npt.NDArray[Any]]  # name -> one value a row; text columns hold str or None
@@ -60,13 +64,14 @@ RUNS = (
     Column("model", "text", "as it was named"),
     Column("device", "text", "that computed"),
     Column("config", "text", "JSON: the settings as resolved"),
-    Column("wall_s", "float", "from the first event to the last"),
+    Column("wall_s", "float", "from the beginning of the first plan to the last event"),
     Column("steps", "int", "recorded"),
-    Column("dropped_steps", "int", "older ones that the ring let go; then the tables begin in mid-run"),
+    Column("dropped_steps", "int", "older ones that the ring let go"),
+    Column("mid_run", "bool", "steps were let go, or somebody ran before: not all requests are whole"),
     Column("requests", "int", "recorded"),
     Column("prompt_tokens", "int", "of all requests"),
     Column("cached_tokens", "int", "found in the prefix cache when first scheduled"),
-    Column("output_tokens", "int", "generated"),
+    Column("output_tokens", "int", "generated in the steps recorded"),
     Column("scheduled_tokens", "int", "computed by all steps"),
     Column("recomputed_tokens", "int", "of them, computed again after a preemption"),
     Column("overshoot_tokens", "int", "of them, computed for nobody"),
@@ -86,8 +91,8 @@ REQUESTS = (
         "int",
         "of the prompt, cached beyond that and computed all the same, where its logprobs were not known",
     ),
-    Column("output_tokens", "int", "generated"),
-    Column("computed_tokens", "int", "what all its chunks add up to"),
+    Column("output_tokens", "int", "generated, in steps that are not in the trace too"),
+    Column("computed_tokens", "int", "what all its chunks in the trace add up to"),
     Column(
         "recomputed_tokens",
         "int",
@@ -98,7 +103,7 @@ REQUESTS = (
     Column("accepted_drafts", "int", "of the output, tokens that were drafts; 0 while nothing drafts"),
     Column("arrived_s", "float", "it joined the waiting queue"),
     Column("scheduled_s", "float", "it was first given tokens"),
-    Column("first_token_s", "float", "its first token was on the host"),
+    Column("first_token_s", "float", "its first token was on the host; NaN where the trace began later"),
     Column("last_token_s", "float", "its last one was"),
     Column("finished_s", "float", "it ended"),
     Column("queue_s", "float", "scheduled - arrived"),
@@ -108,7 +113,7 @@ REQUESTS = (
     Column("finish_reason", "text", "stop, length, abort or error; missing while it runs"),
     Column("stop_reason", "text", "the string or token id that stopped it; missing for EOS"),
     Column("prompt", "text", "the prompt as text, where there is a tokenizer"),
-    Column("output", "text", "what was generated, as text"),
+    Column("output", "text", "what was generated, as text; missing where first_token_s is for that"),
 )
 
 STEPS = (

@@ -6,10 +6,11 @@ Knows nothing of the engine but its events.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import workbench
 from workbench.engine.events import Event
@@ -50,6 +51,7 @@ class Trace:
         max_steps: steps to keep, older ones are let go; None keeps everything.
         decode: text of token ids, for the columns that hold text.
         want_logprobs: how to ask the engine for top logprobs of every token; it gives them inside a block.
+        turn: a turn of the engine, in which no event comes but this thread's own.
     """
 
     def __init__(
@@ -57,13 +59,18 @@ class Trace:
         max_steps: int | None = DEFAULT_STEPS,
         decode: Decode | None = None,
         want_logprobs: Callable[[int], AbstractContextManager[None]] | None = None,
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._recorder = Recorder(max_steps)
         self._kept: _Kept = self._recorder
         self._decode = decode
         self._want_logprobs = want_logprobs
+        self._turn = turn
+        self._known = self._recorder  # who knows which requests are open: the outermost trace
+        self._lock = threading.RLock()  # scopes come and go in any thread, and in finalisers
         self._scopes: tuple[Trace, ...] = ()  # replaced, never changed in place
         self._cut_off: str | None = None
+        self._folder: Path | None = None  # it was loaded from
         self._from_tables = False  # and there are no events
         self._tables: Tables | None = None
         self._tables_at = -1  # events seen when `_tables` was made
@@ -82,7 +89,8 @@ class Trace:
             ValueError: it is damaged, or of another schema than this version's.
             MissingExtra: it is in Parquet, and pyarrow is not installed.
         """
-        trace, place = cls(None, decode), Path(folder)
+        trace, place = cls(None, decode), files.named(folder)
+        trace._folder = place
         if not (place / FILE).is_file():
             trace._tables, trace._tables_at, trace._from_tables = files.read(place), 0, True
             return trace
@@ -121,20 +129,23 @@ class Trace:
                 0: where the request asked. No token changes by it.
 
         Raises:
-            ValueError: the engine does not give so many logprobs.
+            ValueError: the engine does not give so many logprobs, or the path names no folder.
             FileExistsError: the folder holds a recording.
             OSError: the path cannot be written. If that happens later, a disk being full say, the run goes
                 on, and `cut_off` says where the recording ends.
         """
         wanting = self._wanting(logprobs)
-        scope = Trace(None, self._decode)
-        journal = None if path is None else Journal(Path(path))
+        scope = Trace(None, self._decode, turn=self._turn)
+        scope._known = self._known
+        journal = None if path is None else Journal(files.named(path))
         if journal is not None:
             scope._kept = journal
-        for event in self._recorder.open_requests():
-            scope.observer(event)
-        self._scopes = (*self._scopes, scope)
         try:
+            with self._turn():  # or a request ends unheard between the two
+                for event in self._known.open_requests():
+                    scope.observer(event)
+                with self._lock:
+                    self._scopes = (*self._scopes, scope)
             with wanting:
                 yield scope
         finally:
@@ -149,7 +160,8 @@ class Trace:
                 trace._kept.flush()
 
     def _forget(self, scope: Trace) -> None:
-        self._scopes = tuple(other for other in self._scopes if other is not scope)
+        with self._lock:
+            self._scopes = tuple(other for other in self._scopes if other is not scope)
 
     def _wanting(self, logprobs: int) -> AbstractContextManager[None]:
         if not logprobs:
@@ -166,6 +178,11 @@ class Trace:
             )
         return self._want_logprobs(logprobs)
 
+    @property
+    def has_events(self) -> bool:
+        """Whether it holds the events themselves; one that was read from tables does not."""
+        return not self._from_tables
+
     def recording(self) -> Recording:
         """The events themselves, oldest first, as `workbench.sim.replay` needs them.
 
@@ -181,9 +198,23 @@ class Trace:
         """The tables as numpy columns, for those who need no pandas."""
         seen = self._kept.num_events
         if self._tables is None or self._tables_at != seen:
-            self._tables = derive(self._kept.snapshot(), workbench.__version__, self._decode)
+            self._tables = self._derive()
             self._tables_at = seen
         return self._tables
+
+    def _derive(self) -> Tables:
+        recording, version = self._kept.snapshot(), workbench.__version__
+        try:
+            return derive(recording, version, self._decode)
+        except (AttributeError, TypeError, LookupError, ValueError) as error:
+            if self._folder is None:
+                raise
+            if self._decode is not None:
+                derive(recording, version)  # if that goes well, it was the decoding
+                raise
+            raise ValueError(
+                f"{self._folder / FILE} is damaged, its events do not go together ({error!r}): record again"
+            ) from error
 
     @property
     def runs(self) -> Frame:
@@ -222,11 +253,11 @@ class Trace:
 
     def to_csv(self, folder: str | Path) -> list[Path]:
         """Write every table as CSV into a folder, which is made; returns the files."""
-        return files.write(self.columns, Path(folder), "csv")
+        return files.write(self.columns, files.named(folder), "csv")
 
     def to_jsonl(self, folder: str | Path) -> list[Path]:
         """Write every table as JSON Lines, an object a row, into a folder; returns the files."""
-        return files.write(self.columns, Path(folder), "jsonl")
+        return files.write(self.columns, files.named(folder), "jsonl")
 
     def to_parquet(self, folder: str | Path) -> list[Path]:
         """Write every table as Parquet into a folder, which is made; returns the files.
@@ -234,7 +265,7 @@ class Trace:
         Raises:
             MissingExtra: pyarrow is not installed.
         """
-        return files.write(self.columns, Path(folder), "parquet")
+        return files.write(self.columns, files.named(folder), "parquet")
 
     def to_perfetto(self, path: str | Path) -> Path:
         """Write one Chrome trace (JSON), to be opened at ui.perfetto.dev; returns its path.
@@ -250,8 +281,9 @@ class Trace:
     def diff(self, other: Trace) -> Difference:
         """The first decision in which two runs part, whatever their times: `Trace.diff(a, b)`.
 
-        The steps of both are counted from their first; their requests are matched by id, or, where the ids
-        differ, in the order in which they came. The outcome is false where there is no difference.
+        The steps of both are counted from their first, batch rows and blocks as they appear. Their requests
+        are matched by id, or, where the ids differ, in the order in which they came. The outcome is false
+        where there is no difference.
         """
         return compare(self.columns, other.columns)
 
@@ -263,6 +295,13 @@ class Trace:
         from workbench.trace.tables import frame
 
         return frame(name, getattr(self.columns, name))
+
+    def __reduce__(self) -> NoReturn:
+        """Pickled or copied, it would be a trace of no engine."""
+        raise TypeError(
+            "a Trace cannot be pickled or copied: its tables can (trace.steps ...), and to_csv or"
+            " record(path) make a folder that Trace.load reads"
+        )
 
     def __repr__(self) -> str:
         run = {name: column[0] for name, column in self.columns.runs.items()}
