@@ -177,7 +177,6 @@ def test_repr_and_signature_are_readable() -> None:
     "given",
     [
         {"prompt_logprobs": 1},
-        {"structured_outputs": StructuredOutputsParams(regex="a")},
         {"bad_words": ["a"]},
         {"logprob_token_ids": [1]},
         {"logprobs": -1},

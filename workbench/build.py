@@ -29,6 +29,10 @@ from workbench.runtime.assembly import make_runner, scratch_bytes
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
+from workbench.structured.backends import AUTO
+from workbench.structured.grammar import Vocabulary
+from workbench.structured.grammars import Grammars
+from workbench.structured.vocabulary import read_vocabulary
 from workbench.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -43,6 +47,7 @@ class Built:
     spec: ModelSpec
     folder: Path
     tokenizer: Any | None
+    grammars: Grammars
 
 
 def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
@@ -76,21 +81,44 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         model = load(config.max_model_len)
     elif len(model.rotary.cos_sin) != config.max_model_len:  # some scalings depend on the length served
         model = replace(model, rotary=build_rotary(spec, config.max_model_len, device))
+    tokenizer = None
+    if not settings.skip_tokenizer_init:
+        source = settings.tokenizer or folder
+        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    grammars = Grammars(config.structured_outputs_backend, lambda: _vocabulary(tokenizer, spec))
     try:
         store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
         runner = make_runner(
-            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager
+            model,
+            groups,
+            store,
+            config,
+            settings.logprobs_mode,
+            clock,
+            settings.enforce_eager,
+            grammars.compile,
         )
     except (RuntimeError, MemoryError) as error:
         if not _lacks_memory(error):
             raise  # a kernel failed, say: no size would help
         raise ValueError(_no_memory(config, budget, error)) from error
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
-    tokenizer = None
-    if not settings.skip_tokenizer_init:
-        source = settings.tokenizer or folder
-        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
-    return Built(engine, config, spec, folder, tokenizer)
+    return Built(engine, config, spec, folder, tokenizer, grammars)
+
+
+def _vocabulary(tokenizer: Any | None, spec: ModelSpec) -> Vocabulary:
+    """What grammars are compiled for; read when the first one is asked for."""
+    if tokenizer is None:
+        raise ValueError(
+            "structured_outputs need a tokenizer (skip_tokenizer_init): open the engine with one"
+        )
+    eos = [token_id for token_id in spec.eos_token_ids if 0 <= token_id < spec.vocab_size]
+    if not eos:
+        raise ValueError(
+            "structured_outputs end with an EOS token, and the model's config names none: give it one with"
+            " hf_overrides={'eos_token_id': ...}"
+        )
+    return read_vocabulary(tokenizer, spec.vocab_size, eos)
 
 
 def _measure(model: Decoder, s: Settings, described: Device, length: int) -> MemoryBudget:
@@ -178,6 +206,7 @@ def _plan_memory(
         logprobs_mode=s.logprobs_mode,
         max_logprobs=s.max_logprobs,
         seed=s.seed,
+        structured_outputs_backend=(s.structured_outputs_config or {}).get("backend", AUTO),
     )
     return config, groups
 

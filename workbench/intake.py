@@ -14,6 +14,7 @@ from workbench.engine.request import Request, Times
 from workbench.params import LoRARequest, SamplingParams, check_against, refuse_unavailable
 from workbench.parent import Parent, ReadTokens
 from workbench.prompts import Prompt, many, read_prompt
+from workbench.structured.grammar import CompiledGrammar
 
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -88,6 +89,9 @@ class Intake:
         if params.stop and self._built.tokenizer is None:
             raise ValueError("stop strings need a tokenizer (skip_tokenizer_init): use stop_token_ids")
         self._check_possible(params)
+        grammar = None
+        if params.structured_outputs is not None:
+            grammar = self._built.grammars.compile(params.structured_outputs)
         read = read_prompt(prompt, self._built.tokenizer)
         self._check_prompt(read)
         number = self._next_number(params.n)
@@ -95,7 +99,7 @@ class Intake:
         parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
         for child, own in enumerate(_names(name, params.n)):
             seed = self._seed(params, number, child)
-            parent.add(self._request(own, read, params, seed, integer("priority", priority)))
+            parent.add(self._request(own, read, params, seed, integer("priority", priority), grammar))
         return parent
 
     def _check_possible(self, params: SamplingParams) -> None:
@@ -142,7 +146,13 @@ class Intake:
         return _signed(_scramble(_scramble(self._built.config.seed) + number) + child)
 
     def _request(
-        self, name: str, prompt: Prompt, params: SamplingParams, seed: int, priority: int
+        self,
+        name: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        seed: int,
+        priority: int,
+        grammar: CompiledGrammar | None,
     ) -> Request:
         most = self._built.config.max_model_len
         room = most - len(prompt.token_ids)
@@ -158,6 +168,7 @@ class Intake:
             times=Times(self._clock()),
             tables=cache.open(root_key(self._digest, extra)),
             priority=priority,
+            grammar=grammar,
         )
 
 

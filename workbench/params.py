@@ -202,6 +202,10 @@ class StructuredOutputsParams:
     whitespace_pattern: str | None = None
 
     def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Refuse no constraint, and more than one."""
         given = [name for name in _CONSTRAINTS if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             what = f"got {' and '.join(given)}" if given else "got none"
@@ -233,7 +237,6 @@ def refuse_unavailable(params: SamplingParams) -> None:
     """Raise ValueError for what later versions bring. Each capability deletes its own line."""
     waiting = {
         "prompt_logprobs": params.prompt_logprobs is not None,
-        "structured_outputs": params.structured_outputs is not None,
         "bad_words": bool(params.bad_words),
         "logprob_token_ids": params.logprob_token_ids is not None,
         "logprobs=-1": params.logprobs == -1,
@@ -333,6 +336,10 @@ def _check_switches(p: SamplingParams) -> None:
         raise TypeError(
             f"structured_outputs is {p.structured_outputs!r}: use StructuredOutputsParams(json=...)"
         )
+    if p.structured_outputs is not None:
+        p.structured_outputs.validate()
+        if p.ignore_eos:
+            raise ValueError("structured_outputs end with EOS, and ignore_eos is True: leave one of them out")
     if p.extra_args is not None and not isinstance(p.extra_args, dict):
         raise TypeError(f"extra_args is {p.extra_args!r}: use a dict")
 

@@ -35,3 +35,4 @@ class StepResult(NamedTuple):
     launch_s: float  # clock when the runner took the plan
     collect_s: float  # clock when the tokens were on the host
     device_s: float  # seconds the device computed
+    failed: tuple[int, ...] = ()  # of `rows`: their grammar has no way on, and they end with "error"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from workbench.cache.manager import CacheManager
 from workbench.engine.books import Books, Ending, Limits
@@ -95,6 +95,8 @@ class Scheduler:
             self._look(request, int(token_ids[line]), result, of_result, began, ending)
             if request.streams:
                 streamed.append(request)
+        if result.failed:
+            ending = _with_failed(ending, requests, result.failed)
         self._books.retire(ending)
         return Commit(flight, requests, streamed, [each.request for each in ending])
 
@@ -178,3 +180,14 @@ class Scheduler:
     def check(self) -> None:
         """The laws that hold after every step; raises AssertionError where one is broken."""
         self._books.check()
+
+
+def _with_failed(
+    ending: Sequence[Ending], requests: Sequence[Request], failed: tuple[int, ...]
+) -> list[Ending]:
+    """Who ends, with those whose grammar has no way on: they end with "error"."""
+    victims = [request for request in requests if request.row in failed]
+    for request in victims:
+        logger.error("%s: its options leave no token that its grammar allows; it ends", request)
+    others = [each for each in ending if each.request not in victims]
+    return others + [Ending(request, "error", None) for request in victims]

@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.engine.plan import Addition
 from workbench.kernels.sample.adjust import adjust, count, start_counts
 from workbench.kernels.sample.reference import Adjusted, Adjustments
+from workbench.kernels.token_mask.kernel import mask_tokens
 from workbench.params import SamplingParams
 from workbench.runtime.pinned import Pinned
 from workbench.runtime.sampler import is_adjusted
@@ -142,6 +143,11 @@ class Adjuster:
             ints[0], ints[1], ints[2], self._counts, self._offsets, *floats.unbind(0), stops, ints[3]
         )
         return adjust(logits, lengths, columns, self._values)
+
+    def mask(self, rows: np.ndarray, bits: np.ndarray) -> None:
+        """Forbid tokens in the adjusted logits of some batch rows [k], as the bits [k, words] say."""
+        slots = self._longs(self._slot_of[row] for row in rows.tolist())
+        mask_tokens(self._values, slots, self._upload(bits))
 
     def count(self, rows: Tensor, ids: Tensor) -> None:
         """Tokens [m] were drawn for the lines' rows."""

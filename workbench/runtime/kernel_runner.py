@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.result import LogprobColumns, StepResult
+from workbench.runtime.constraints import Constrained, Constraints, accept
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs
@@ -62,6 +63,17 @@ class KernelTicket(NamedTuple):
     launch_s: float
     begun: Moment
     done: Moment
+    constrained: Constrained | None
+
+
+class Computed(NamedTuple):
+    """What a launch leaves behind beside its tokens."""
+
+    logprobs: Columns | None  # device
+    constrained: Constrained | None
+
+
+NOTHING = Computed(None, None)
 
 
 class KernelRunner:
@@ -74,6 +86,7 @@ class KernelRunner:
         staging: Staging,
         mode: LogprobsMode,
         graphs: DecodeGraphs,
+        constraints: Constraints,
         clock: Clock,
     ) -> None:
         self._step = step
@@ -81,6 +94,7 @@ class KernelRunner:
         self._staging = staging
         self._mode = mode
         self._graphs = graphs
+        self._constraints = constraints
         self._clock = clock
         on_gpu = batch.device.type == "cuda"
         self._ordered: Ints | None = None  # the rows that `_order` is of
@@ -97,16 +111,18 @@ class KernelRunner:
         pinned = self._batch.pinned
         pinned.begin(turn)
         self._batch.apply(plan)
+        self._constraints.apply(plan)
         sampling = int(plan.samples.sum())
-        columns = self._run(plan, sampling)
+        columns, constrained = self._run(plan, sampling)
         if columns is not None:
             sampled, ranks, ids, best, entropies = map(pinned.download, columns)
             columns = sampled, ranks, ids, best, entropies
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
-        return KernelTicket(plan.index, plan.rows[plan.samples], token_ids, columns, began, begun, done)
+        rows = plan.rows[plan.samples]
+        return KernelTicket(plan.index, rows, token_ids, columns, began, begun, done, constrained)
 
-    def _run(self, plan: StepPlan, sampling: int) -> Columns | None:
+    def _run(self, plan: StepPlan, sampling: int) -> Computed:
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1
         shared = self._batch.shared_blocks(plan) if decodes else 0
@@ -121,13 +137,14 @@ class KernelRunner:
             bounds = bounds_of(plan, self._step.attends_whole)
             self._step.forward(lines, plan.num_tokens, sampling, bounds, sharing=False)
         if not sampling:
-            return None
+            return NOTHING
         rows = plan.rows[plan.samples].tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
         if decodes and not asking and not plan.logprobs:
             draw.replay()
-            return None
-        return self._draw(size, sampling, asking, plan.logprobs)
+            return NOTHING
+        constrained = self._constraints.masks(plan)  # while the device computes the logits
+        return Computed(self._draw(size, sampling, asking, plan.logprobs, constrained), constrained)
 
     def _order_of(self, plan: StepPlan) -> Order:
         """Made once for each membership: all contexts grow alike."""
@@ -136,16 +153,22 @@ class KernelRunner:
         return self._order
 
     def _draw(
-        self, lines: int, sampling: int, asking: list[tuple[int, int]], logprobs: int
+        self,
+        lines: int,
+        sampling: int,
+        asking: list[tuple[int, int]],
+        logprobs: int,
+        constrained: Constrained | None,
     ) -> Columns | None:
         """Draw launch by launch.
 
         Args:
             asking: lines and rows that want more than a token.
             logprobs: top logprobs wanted of every line; 0: of those that ask.
+            constrained: lines that grammars let only some tokens follow.
         """
         params = {line: self._batch.additions[row].params for line, row in asking}
-        drawn = self._step.draw(lines, sampling, any(map(is_adjusted, params.values())))
+        drawn = self._step.draw(lines, sampling, any(map(is_adjusted, params.values())), constrained)
         asked = {line: p.logprobs for line, p in params.items() if p.logprobs is not None}
         if logprobs:
             asked = {line: max(logprobs, asked.get(line, 0)) for line in range(sampling)}
@@ -166,8 +189,9 @@ class KernelRunner:
             sampled, ranks, ids, best, entropies = (column.clone() for column in ticket.logprobs)
             columns = to_columns((sampled, ranks, ids, best, entropies))
         device_s = ticket.done.since(ticket.begun)
+        failed = accept(ticket.constrained, token_ids)
         return StepResult(
-            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s
+            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s, failed
         )
 
     def warm(self, plans: Iterable[StepPlan]) -> None:
@@ -179,3 +203,4 @@ class KernelRunner:
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
+        self._constraints.clear()

@@ -15,6 +15,7 @@ from workbench.engine.result import StepResult
 from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
+from workbench.runtime.constraints import Constrained, Constraints, accept
 from workbench.runtime.contexts import Contexts
 from workbench.runtime.device import naming_faults
 from workbench.runtime.kv_store import KVStore
@@ -29,6 +30,7 @@ class Ticket(NamedTuple):
     sampled: Sampled
     launch_s: float
     device_s: float
+    constrained: Constrained | None
 
 
 class TorchRunner:
@@ -41,6 +43,7 @@ class TorchRunner:
         store: KVStore,
         batch: Batch,
         sampler: Sampler,
+        constraints: Constraints,
         clock: Clock,
     ) -> None:
         self._model = model
@@ -48,6 +51,7 @@ class TorchRunner:
         self._store = store
         self._batch = batch
         self._sampler = sampler
+        self._constraints = constraints
         self._clock = clock
         self._contexts = Contexts(store, store.layouts(model.spec, groups), model.spec.num_layers)
 
@@ -57,6 +61,7 @@ class TorchRunner:
         """Run a plan's tokens through the model and sample; the new tokens stay in the batch."""
         began = self._clock()
         self._batch.apply(plan)
+        self._constraints.apply(plan)
         inputs = self._batch.inputs(plan)
         cos_sin = self._model.rotary.at(inputs.positions)
         self._contexts.begin(inputs)
@@ -64,17 +69,25 @@ class TorchRunner:
             self._model.spec, self._groups, self._store, self._contexts, inputs, cos_sin
         )
         hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=inputs.last)
-        sampled = self._sample(hidden, inputs.rows, inputs.lengths, plan.logprobs)
+        constrained = self._constraints.masks(plan)
+        sampled = self._sample(hidden, inputs.rows, inputs.lengths, plan.logprobs, constrained)
         ended = self._clock()
-        return Ticket(plan.index, plan.rows[plan.samples], sampled, began, ended - began)
+        return Ticket(plan.index, plan.rows[plan.samples], sampled, began, ended - began, constrained)
 
-    def _sample(self, hidden: Tensor, rows: np.ndarray, lengths: np.ndarray, logprobs: int) -> Sampled:
+    def _sample(
+        self,
+        hidden: Tensor,
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        logprobs: int,
+        constrained: Constrained | None,
+    ) -> Sampled:
         """`hidden` [m, hidden]: of the last token of each of `rows` [m]."""
         if not len(rows):
             return Sampled(torch.empty(0, dtype=torch.int64), None)
         logits = self._model.logits(hidden)
         sampled = self._sampler.sample(
-            logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs
+            logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs, constrained
         )
         self._batch.append(rows, lengths, sampled.token_ids)
         return sampled
@@ -84,11 +97,13 @@ class TorchRunner:
         """Bring a step's tokens to the host."""
         token_ids = ticket.sampled.token_ids.to(torch.int32).cpu().numpy()
         logprobs = None if ticket.sampled.logprobs is None else to_columns(ticket.sampled.logprobs)
+        failed = accept(ticket.constrained, token_ids)
         now = self._clock()
         return StepResult(
-            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s
+            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s, failed
         )
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
+        self._constraints.clear()

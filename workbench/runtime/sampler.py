@@ -1,7 +1,7 @@
 """From logits to tokens: each row's options applied in a fixed order, logprobs taken on the way.
 
-raw logprobs -> float32 -> allowed ids -> min_tokens, logit bias -> penalties -> greedy rows done ->
-temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
+raw logprobs -> float32 -> allowed ids -> min_tokens, logit bias -> penalties -> grammar masks -> greedy rows
+done -> temperature -> min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch import Tensor
 from workbench.engine.plan import Addition
 from workbench.engine.result import LogprobColumns
 from workbench.kernels.sample.reference import Options, draw, shape_logits, top_logprobs
+from workbench.kernels.token_mask.reference import mask_tokens
 from workbench.params import SamplingParams
 from workbench.runtime.batch import Longs
+from workbench.runtime.constraints import Constrained
 
 LogprobsMode = Literal["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"]
 
@@ -47,6 +49,7 @@ class Sampler:
         additions: Mapping[int, Addition],
         tokens: Tensor,
         logprobs: int = 0,
+        constrained: Constrained | None = None,
     ) -> Sampled:
         """One token for each row of `logits` [m, vocab].
 
@@ -55,6 +58,7 @@ class Sampler:
             additions: what is known of each batch row.
             tokens: [max_rows, max_length] int32, device; the rows' tokens.
             logprobs: top logprobs wanted of every row, whatever it asked; 0: none.
+            constrained: lines that grammars let only some tokens follow.
         """
         asked = [additions[row] for row in rows.tolist()]
         wanted = [a.params.logprobs for a in asked if a.params.logprobs is not None]
@@ -63,6 +67,9 @@ class Sampler:
         raw = logits
         logits = logits.float()
         logits = _adjust(logits, asked, rows, lengths, tokens)
+        if constrained is not None:  # no change before or after lifts a token that is masked
+            lines, bits = torch.from_numpy(constrained.lines), torch.from_numpy(constrained.bits)
+            mask_tokens(logits, lines.to(logits.device), bits.to(logits.device))
         if all(a.params.is_greedy for a in asked):
             shaped, chosen = logits, logits.argmax(-1)
         else:
@@ -124,7 +131,8 @@ def _adjust(logits: Tensor, asked: list[Addition], rows: Longs, lengths: Longs, 
 
 def is_adjusted(p: SamplingParams) -> bool:
     plain = p.repetition_penalty == 1 and not p.frequency_penalty and not p.presence_penalty
-    return not plain or p.min_tokens > 0 or bool(p.logit_bias) or p.allowed_token_ids is not None
+    limited = p.allowed_token_ids is not None or p.structured_outputs is not None
+    return not plain or p.min_tokens > 0 or bool(p.logit_bias) or limited
 
 
 def _restrict(logits: Tensor, added: Addition, num_output: int) -> None:
