@@ -57,6 +57,16 @@ def measure(groups: Sequence[Group], backend: Backend, name: str) -> list[Findin
     return [_measure(kw, [g for g in groups if g.keyword == kw], backend, name) for kw in keywords]
 
 
+def totals(findings: Sequence[Finding]) -> list[Finding]:
+    """A finding for each backend over all keywords."""
+    names = dict.fromkeys(finding.backend for finding in findings)
+    return [Finding("all", name, *_sums([f for f in findings if f.backend == name])) for name in names]
+
+
+def _sums(findings: Sequence[Finding]) -> list[int]:
+    return [sum(counts) for counts in zip(*(finding[2:] for finding in findings), strict=True)]
+
+
 def _measure(keyword: str, groups: Sequence[Group], backend: Backend, name: str) -> Finding:
     compiled = [(group, _compile(group.schema, backend)) for group in groups]
     results = [
