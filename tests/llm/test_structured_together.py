@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.llm import tiny
 from tests.llm.asking import prompts
-from tests.llm.conftest import Open
+from tests.llm.conftest import Models, Open
 from workbench import LLM, RequestOutputKind, SamplingParams, StructuredOutputsParams
 
 PATTERN = "([a-c]{2}|[0-9]){4,6}"
@@ -153,3 +156,18 @@ def test_a_prompt_longer_than_a_step_is_constrained_from_its_end_on(open_llm: Op
     )
     (output,) = llm.generate([list(range(3, 60))], params, use_tqdm=False)
     assert isinstance(json.loads(output.outputs[0].text)["a"], bool)
+
+
+def test_a_tokenizer_that_marks_words_by_their_space_spells_the_same_choices(
+    models: Models, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(models.folder("llama"), tmp_path / "spaced")
+    tiny.write_spaced_tokenizer(folder)
+    choices = ["the river", "tree", "Bär 🐻"]
+    params = SamplingParams(
+        n=12, seed=3, max_tokens=30, structured_outputs=StructuredOutputsParams(choice=choices)
+    )
+    with LLM(str(folder), device="cpu", max_model_len=128) as llm:
+        (output,) = llm.generate("the bird", params, use_tqdm=False)
+    assert {one.text for one in output.outputs} <= set(choices)
+    assert len({one.text for one in output.outputs}) > 1
