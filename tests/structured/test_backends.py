@@ -47,6 +47,7 @@ SCHEMAS: dict[str, Any] = {
     "typed enum": strings(enum=["red", "green"]),
     "const": {"const": {"a": [1, "x"]}},
     "anyOf": {"anyOf": [INT, strings(maxLength=1)]},
+    "no type": {"minimum": 3, "maxLength": 2, "properties": {"a": INT}, "required": ["a"]},
     "types": {"type": ["integer", "string"], "minLength": 1, "maxLength": 2},
     "required": objects({"a": INT, "b": strings(maxLength=1)}, required=["b"]),
     "closed": objects({"a": INT}, additionalProperties=False),
@@ -80,8 +81,8 @@ TRAPS: dict[str, Any] = {
 }
 LISTED = {"xgrammar": set(SCHEMAS), "guidance": set(SCHEMAS)}
 LISTED["outlines"] = set(SCHEMAS) - {
-    "pattern", "any character", "integer bounds", "open bounds", "number bounds", "recursion", "date",
-    "odd names",
+    "pattern", "any character", "no type", "integer bounds", "open bounds", "number bounds", "recursion",
+    "date", "odd names",
 }  # fmt: skip
 
 
@@ -91,7 +92,7 @@ HANDLED = {  # the others refuse all of them
         "required, not listed", "patternProperties", "multipleOf", "escapes in a pattern",
         "anything as a property",
     },
-    "xgrammar": {"anything as a property"},
+    "xgrammar": {"anything as a property", "without a type"},
 }  # fmt: skip
 
 

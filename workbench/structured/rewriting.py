@@ -29,9 +29,9 @@ _INNER_MAPS = ("properties", "$defs", "definitions")
 def for_xgrammar(schema: Any) -> Any:
     """A schema on xgrammar's list, without what xgrammar 0.2.8 gets wrong.
 
-    Strings of bounded length may hold bare control characters there, some formats impossible values; a group
-    that is optional and ends in a repetition may begin within; and an array is closed where nothing says what
-    its items are.
+    Keywords without a type beside them count for nothing there; strings of bounded length may hold bare
+    control characters, some formats impossible values; a group that is optional and ends in a repetition may
+    begin within; and an array is closed where nothing says what its items are.
     """
     if not isinstance(schema, dict):
         return schema
@@ -43,7 +43,28 @@ def for_xgrammar(schema: Any) -> Any:
         if name in schema
     }
     said = {name: inner.get(name, value) for name, value in schema.items()}
-    return _with_items(_with_pattern(said))
+    if "type" in said or not said.keys() & _SPEAK_OF.keys():
+        return _with_items(_with_pattern(said))
+    return _with_types(said)
+
+
+_SPEAK_OF = {
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), "number"),
+    **dict.fromkeys(("minLength", "maxLength", "pattern", "format"), "string"),
+    **dict.fromkeys(("items", "prefixItems", "minItems", "maxItems"), "array"),
+    **dict.fromkeys(("properties", "required", "additionalProperties"), "object"),
+    **dict.fromkeys(("minProperties", "maxProperties"), "object"),
+}
+
+
+def _with_types(schema: dict[str, Any]) -> dict[str, Any]:
+    """Keywords bind values of their own type, and let all others be: as alternatives, a type each."""
+    alternatives = []
+    for kind in ("object", "array", "string", "number", "boolean", "null"):
+        own = {name: value for name, value in schema.items() if _SPEAK_OF.get(name) == kind}
+        alternatives.append(_with_items(_with_pattern({"type": kind, **own})))
+    rest = {name: value for name, value in schema.items() if name not in _SPEAK_OF}
+    return {**rest, "anyOf": alternatives}
 
 
 def _with_pattern(schema: dict[str, Any]) -> dict[str, Any]:

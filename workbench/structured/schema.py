@@ -42,6 +42,7 @@ class Enforced:
     needs: tuple[tuple[str, str], ...] = ()  # the first is dropped silently without the second
     recursive: bool = True
     untyped: bool = True  # takes {}, which everything matches
+    told_types: bool = True  # keywords stand beside a type that they are of
     plain_names: bool = False  # names of properties are written without JSON's escapes
     reads_spelling: bool = False  # patterns are matched against JSON's spelling of a string, escapes and all
 
@@ -172,6 +173,8 @@ class _Check:
                 raise self._refuse(f"{beside[0]!r} beside {whole[0]!r}")
             return
         types = types_of(value)
+        if not types and not self.enforced.told_types:
+            types = list(TYPES)
         if not types and (keywords or not self.enforced.untyped):
             raise self._refuse(
                 f"{keywords[0]!r} without a 'type' beside it" if keywords else "a missing 'type'"
