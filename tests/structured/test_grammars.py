@@ -116,3 +116,25 @@ def test_an_invalid_schema_is_refused_with_its_place(schema: Any, says: str) -> 
 
 def test_an_optional_group_is_counted_and_a_set_or_an_escape_is_left_alone() -> None:
     assert count_optional_groups(r"^(a(b)?[)?]\)?c)?$") == r"^(a(b){0,1}[)?]\)?c){0,1}$"
+
+
+LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+
+
+@pytest.mark.parametrize("backend", ["xgrammar", "guidance"])
+def test_a_constraint_that_nothing_matches_is_refused(backend: str) -> None:
+    with pytest.raises(ValueError, match=f"{backend}: no output matches"):
+        grammars(backend).compile(StructuredOutputsParams(json=LOOP))
+
+
+def test_a_schema_that_is_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(3000):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(ValueError, match=r"nested too deeply.*\$defs"):
+        grammars().compile(StructuredOutputsParams(json=schema))
+
+
+def test_a_ref_to_what_is_no_schema_of_this_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="'#/default'"):
+        check_schema({"$ref": "#/default", "default": {"type": "null"}}, GUIDANCE)

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
+import numpy as np
+
 from workbench.params import StructuredOutputsParams
 from workbench.structured.backends import AUTO, absent, backends_for, open_backend
 from workbench.structured.grammar import Backend, CompiledGrammar, Spec, Vocabulary
@@ -61,12 +63,26 @@ class Grammars:
         reasons = []
         for name in self._names:
             try:
-                return self._backend(name).compile(spec)
+                grammar = self._backend(name).compile(spec)
+                self._check_begins(grammar, name)
+                return grammar
             except ValueError as error:
                 reasons.append(str(error))
+            except RecursionError:
+                reasons.append(f"{name}: the schema is nested too deeply")
         more = absent(self._names) if self._auto else []
         hint = f" ({' and '.join(more)} may: pip install workbench[grammars])" if more else ""
         raise ValueError(f"structured_outputs: {'; '.join(dict.fromkeys(reasons))}{hint}")
+
+    def _check_begins(self, grammar: CompiledGrammar, name: str) -> None:
+        """Some output must be able to begin: a $ref that leads back to itself, say, has none."""
+        row = np.zeros(self.vocabulary.words, np.int32)
+        try:
+            grammar.start().fill(row)
+        except RuntimeError as error:
+            raise ValueError(f"{name}: no output matches the constraint ({error})") from error
+        if not row.any():
+            raise ValueError(f"{name}: no output matches the constraint")
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:

@@ -53,8 +53,10 @@ class Enforced:
 
 def check_schema(schema: Any, enforced: Enforced) -> None:
     """Raise ValueError where the schema is none, NotEnforced where outputs could break it."""
-    for node in _nodes(schema, "#"):
-        _Check(node, schema, enforced).run()
+    nodes = list(_nodes(schema, "#"))
+    places = frozenset(node.path for node in nodes)
+    for node in nodes:
+        _Check(node, schema, enforced, places).run()
     if not enforced.recursive and _is_recursive(schema, schema, ()):
         raise NotEnforced(f"{enforced.backend} takes no recursive $ref: use another backend")
 
@@ -94,6 +96,7 @@ class _Check:
     node: Node
     root: Any
     enforced: Enforced
+    places: frozenset[str]  # of the schemas in the root
 
     def run(self) -> None:
         value = self.node.value
@@ -131,7 +134,7 @@ class _Check:
 
     def _check_ref(self) -> None:
         ref = self.node.value.get("$ref")
-        if ref is not None and resolve(ref, self.root) is None:
+        if ref is not None and (ref not in self.places or resolve(ref, self.root) is None):
             raise self._refuse(f"$ref {ref!r}: it takes those that lead to a place in this schema")
 
     def _check_pairs(self, keywords: list[str]) -> None:

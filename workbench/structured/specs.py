@@ -58,6 +58,8 @@ def dump(value: Any) -> str:
     """JSON on one line; ValueError for what JSON has no word for."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except RecursionError as error:
+        raise ValueError("the schema is nested too deeply: name its parts in $defs") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{value!r} cannot be written as JSON: {error}") from error
 
