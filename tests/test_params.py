@@ -18,7 +18,7 @@ from workbench import (
     SamplingParams,
     StructuredOutputsParams,
 )
-from workbench.params import check_against, refuse_unavailable
+from workbench.params import check_against
 
 
 def test_defaults_are_those_people_know() -> None:
@@ -171,30 +171,6 @@ def test_params_survive_the_usual_copies() -> None:
 def test_repr_and_signature_are_readable() -> None:
     assert repr(SamplingParams(temperature=0, stop=".")) == "SamplingParams(temperature=0.0, stop=['.'])"
     assert list(inspect.signature(SamplingParams).parameters)[:2] == ["n", "presence_penalty"]
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"structured_outputs": StructuredOutputsParams(regex="a")},
-    ],
-)
-def test_what_comes_later_is_refused_and_not_ignored(given: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(given))}.*not available yet"):
-        refuse_unavailable(SamplingParams(**given))
-
-
-def test_what_is_there_is_not_refused() -> None:
-    p = SamplingParams(
-        n=2, presence_penalty=1, frequency_penalty=1, repetition_penalty=1.1, temperature=0.5, top_p=0.9,
-        top_k=5, min_p=0.1, seed=1, stop="a", stop_token_ids=[1], ignore_eos=True, max_tokens=None,
-        min_tokens=2, logprobs=20, skip_special_tokens=False, spaces_between_special_tokens=False,
-        include_stop_str_in_output=True,
-        output_kind=RequestOutputKind.DELTA, logit_bias={1: 1}, allowed_token_ids=[1], bad_words=[],
-        skip_reading_prefix_cache=True,
-    )  # fmt: skip
-    refuse_unavailable(p)
-    check_against(p, vocab_size=20, max_logprobs=20)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,10 @@ from workbench.runtime.assembly import make_runner, scratch_bytes
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
+from workbench.structured.backends import AUTO
+from workbench.structured.grammar import Vocabulary
+from workbench.structured.grammars import Grammars
+from workbench.structured.vocabulary import read_vocabulary
 from workbench.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class Built:
     tokenizer: Any | None
     memory: str  # what the device's memory goes to: a table for people
     processors: tuple[type[Any], ...]  # classes of its logits processors
+    grammars: Grammars
 
 
 def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
@@ -84,23 +89,32 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         model = replace(model, rotary=build_rotary(spec, config.max_model_len, device))
     config = replace(config, logits_processors=tuple([kind.__qualname__ for kind in found]))
     processors = make(found, config, device)
+    tokenizer = None
+    if not settings.skip_tokenizer_init:
+        source = settings.tokenizer or folder
+        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    grammars = Grammars(config.structured_outputs_backend, lambda: _vocabulary(tokenizer, spec))
     try:
         store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
         runner = make_runner(
-            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager, processors
+            model,
+            groups,
+            store,
+            config,
+            settings.logprobs_mode,
+            clock,
+            settings.enforce_eager,
+            grammars.compile,
+            processors,
         )
     except (RuntimeError, MemoryError) as error:
         if not _lacks_memory(error):
             raise  # a kernel failed, say: no size would help
         raise ValueError(_no_memory(config, budget, error)) from error
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
-    tokenizer = None
-    if not settings.skip_tokenizer_init:
-        source = settings.tokenizer or folder
-        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
     memory = _memory_table(config, budget)
     logger.info("%s", memory)
-    return Built(engine, config, spec, folder, tokenizer, memory, tuple(found))
+    return Built(engine, config, spec, folder, tokenizer, memory, tuple(found), grammars)
 
 
 def give_memory_back(device: str) -> None:
@@ -109,6 +123,21 @@ def give_memory_back(device: str) -> None:
     if device == "cuda":
         with suppress(RuntimeError):  # of a device that was lost
             torch.cuda.empty_cache()
+
+
+def _vocabulary(tokenizer: Any | None, spec: ModelSpec) -> Vocabulary:
+    """What grammars are compiled for; read when the first one is asked for."""
+    if tokenizer is None:
+        raise ValueError(
+            "structured_outputs need a tokenizer (skip_tokenizer_init): open the engine with one"
+        )
+    eos = [token_id for token_id in spec.eos_token_ids if 0 <= token_id < spec.vocab_size]
+    if not eos:
+        raise ValueError(
+            "structured_outputs end with an EOS token, and the model's config names none: give it one with"
+            " hf_overrides={'eos_token_id': ...}"
+        )
+    return read_vocabulary(tokenizer, spec.vocab_size, eos)
 
 
 def _measure(model: Decoder, s: Settings, described: Device, length: int) -> MemoryBudget:
@@ -200,6 +229,7 @@ def _plan_memory(
         logprobs_mode=s.logprobs_mode,
         max_logprobs=s.max_logprobs,
         seed=s.seed,
+        structured_outputs_backend=(s.structured_outputs_config or {}).get("backend", AUTO),
     )
     return config, groups
 

@@ -17,6 +17,7 @@ from workbench.engine.policies import Policy, policy_named
 from workbench.errors import check_names
 from workbench.models.spec import ModelSpec
 from workbench.params import SamplingParams
+from workbench.structured.backends import AUTO, backends_for
 
 GIB = 1 << 30
 CPU_POOL = GIB  # most bytes of KV cache taken on a CPU without being told
@@ -45,8 +46,14 @@ _LATER = {
     "calculate_kv_scales": (False, "an FP8 KV cache"),
     "speculative_config": (None, "speculative decoding"),
     "enable_lora": (False, "LoRA"),
-    "structured_outputs_config": (None, "structured output"),
     "tensor_parallel_size": (1, "tensor parallelism"),
+}
+_PER_REQUEST = "it belongs to a request: StructuredOutputsParams({}=...)"
+_NOT_STRUCTURED = {
+    "disable_any_whitespace": _PER_REQUEST.format("disable_any_whitespace"),
+    "disable_fallback": "name one backend instead of 'auto'",
+    "disable_additional_properties": "write additionalProperties: false into the schema",
+    "reasoning_parser": "reasoning is not told from content: leave it out",
 }
 # Known from SamplingParams, and given to the engine by mistake.
 _ELSEWHERE = {
@@ -148,6 +155,7 @@ class EngineConfig:
     logprobs_mode: str
     max_logprobs: int
     seed: int
+    structured_outputs_backend: str  # "auto": the first of those installed that enforces a constraint
     logits_processors: tuple[str, ...] = ()  # names of their classes
 
     @property
@@ -189,6 +197,7 @@ def _checked(s: Settings) -> Settings:
         )
     hash_function(s.prefix_caching_hash_algo)
     policy_named(s.scheduling_policy)
+    _check_structured_outputs(s.structured_outputs_config)
     numbers: dict[str, Any] = {name: at_least(name, getattr(s, name), low) for name, low in _AT_LEAST.items()}
     for name, low in _AT_LEAST_OR_OPEN.items():
         value = getattr(s, name)
@@ -199,6 +208,18 @@ def _checked(s: Settings) -> Settings:
     )
     _check_together(checked)
     return checked
+
+
+def _check_structured_outputs(given: object) -> None:
+    if given is None:
+        return
+    if not isinstance(given, dict):
+        raise TypeError(f"structured_outputs_config is {given!r}: use a dict such as {{'backend': 'auto'}}")
+    check_names("structured_outputs_config", given, frozenset(("backend",)), _NOT_STRUCTURED)
+    backend = given.get("backend", AUTO)
+    if not isinstance(backend, str):
+        raise TypeError(f"structured_outputs_config: the backend is {backend!r}: use a str such as 'auto'")
+    backends_for(backend)
 
 
 def _check_together(s: Settings) -> None:

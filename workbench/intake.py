@@ -12,9 +12,10 @@ from workbench.checks import integer
 from workbench.engine.clock import Clock
 from workbench.engine.request import Request, Times
 from workbench.logits_processors import validate
-from workbench.params import LoRARequest, SamplingParams, check_against, refuse_unavailable
+from workbench.params import LoRARequest, SamplingParams, check_against
 from workbench.parent import Parent, ReadTokens
 from workbench.prompts import Prompt, Words, many, read_prompt, tokens_of_words
+from workbench.structured.grammar import CompiledGrammar
 
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -83,7 +84,6 @@ class Intake:
             raise ValueError("lora_request: LoRA is not available yet; leave it out")
         params = params.clone()
         params.validate()
-        refuse_unavailable(params)
         check_against(
             params, vocab_size=self._built.spec.vocab_size, max_logprobs=self._built.config.max_logprobs
         )
@@ -96,6 +96,9 @@ class Intake:
             params.bad_words or (), self._built.tokenizer, self._built.spec.vocab_size
         )
         self._check_possible(params, bad_words)
+        grammar = None
+        if params.structured_outputs is not None:
+            grammar = self._built.grammars.compile(params.structured_outputs)
         read = read_prompt(prompt, self._built.tokenizer)
         self._check_prompt(read)
         number = self._next_number(params.n)
@@ -103,7 +106,7 @@ class Intake:
         parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
         for child, own in enumerate(_names(name, params.n)):
             seed = self._seed(params, number, child)
-            request = self._request(own, read, params, seed, integer("priority", priority))
+            request = self._request(own, read, params, seed, integer("priority", priority), grammar)
             request.bad_words = bad_words
             if params.prompt_logprobs is not None and child == 0:
                 request.score_prompt(score_from)
@@ -159,7 +162,13 @@ class Intake:
         return _signed(_scramble(_scramble(self._built.config.seed) + number) + child)
 
     def _request(
-        self, name: str, prompt: Prompt, params: SamplingParams, seed: int, priority: int
+        self,
+        name: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        seed: int,
+        priority: int,
+        grammar: CompiledGrammar | None,
     ) -> Request:
         most = self._built.config.max_model_len
         room = most - len(prompt.token_ids)
@@ -175,6 +184,7 @@ class Intake:
             times=Times(self._clock()),
             tables=cache.open(root_key(self._digest, extra)),
             priority=priority,
+            grammar=grammar,
         )
 
 

@@ -49,6 +49,7 @@ class LLM:
         max_model_len: most tokens of one request, prompt included.
         max_num_batched_tokens: the token budget of a step.
         max_num_seqs: most requests that run at once.
+        structured_outputs_config: {"backend": "auto"}, or the name of what compiles grammars.
 
     Raises:
         TypeError: an unknown argument; the message names what to use instead.

@@ -212,6 +212,10 @@ class StructuredOutputsParams:
     whitespace_pattern: str | None = None
 
     def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Refuse no constraint, and more than one."""
         given = [name for name in _CONSTRAINTS if getattr(self, name) not in (None, False)]
         if len(given) != 1:
             what = f"got {' and '.join(given)}" if given else "got none"
@@ -237,16 +241,6 @@ class LoRARequest:
             raise ValueError(f"lora_int_id is {self.lora_int_id}: adapters are numbered from 1")
         if not self.lora_path:
             raise ValueError("lora_path is empty: give the adapter's folder")
-
-
-def refuse_unavailable(params: SamplingParams) -> None:
-    """Raise ValueError for what later versions bring. Each capability deletes its own line."""
-    waiting = {
-        "structured_outputs": params.structured_outputs is not None,
-    }
-    for name, asked in waiting.items():
-        if asked:
-            raise ValueError(f"{name} is not available yet: leave it out")
 
 
 def check_against(params: SamplingParams, *, vocab_size: int, max_logprobs: int) -> None:
@@ -345,6 +339,10 @@ def _check_switches(p: SamplingParams) -> None:
         raise TypeError(
             f"structured_outputs is {p.structured_outputs!r}: use StructuredOutputsParams(json=...)"
         )
+    if p.structured_outputs is not None:
+        p.structured_outputs.validate()
+        if p.ignore_eos:
+            raise ValueError("structured_outputs end with EOS, and ignore_eos is True: leave one of them out")
     if p.extra_args is not None and not isinstance(p.extra_args, dict):
         raise TypeError(f"extra_args is {p.extra_args!r}: use a dict")
 

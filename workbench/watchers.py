@@ -11,7 +11,7 @@ from workbench.build import Built
 from workbench.engine.clock import Clock
 from workbench.engine.events import Emitter, EngineStarted, Observer
 from workbench.open_requests import CLOSED
-from workbench.params import SamplingParams, check_against, refuse_unavailable
+from workbench.params import SamplingParams, check_against
 
 if TYPE_CHECKING:
     from workbench.trace import Trace
@@ -93,7 +93,6 @@ class Watchers:
     def _want_logprobs(self, count: int) -> AbstractContextManager[None]:
         """Every token's `count` top logprobs, for the trace; as many as a request could ask for."""
         params = SamplingParams(logprobs=count)
-        refuse_unavailable(params)
         parts = self._parts
         check_against(params, vocab_size=parts.spec.vocab_size, max_logprobs=parts.config.max_logprobs)
         return self._emit.wanting_logprobs(params.logprobs or 0)

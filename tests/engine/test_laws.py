@@ -15,11 +15,12 @@ from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
 from workbench.engine.books import Limits
 from workbench.engine.events import Emitter, StepCommitted
+from workbench.engine.plan import StepPlan
 from workbench.engine.policies import policy_named
 from workbench.engine.request import Request, Times
 from workbench.engine.result import StepResult
 from workbench.engine.scheduler import Scheduler
-from workbench.params import SamplingParams
+from workbench.params import SamplingParams, StructuredOutputsParams
 
 MAX_LENGTH = 40
 PATIENCE = 3000  # steps within which every workload here must end, or somebody starves
@@ -69,6 +70,7 @@ arrivals = st.lists(
             "priority": st.integers(0, 2),
             "at": st.integers(0, 12),  # step at which it arrives
             "abort_at": st.sampled_from([None, None, None, 1, 4, 9]),
+            "constraint": st.sampled_from([None, None, StructuredOutputsParams(regex="a")]),
         }
     ),
     min_size=1,
@@ -98,11 +100,19 @@ class World:
         self.ticks += 1.0
         return self.ticks
 
-    def request(self, number: int, prompt: list[int], count: int, stop: tuple, priority: int) -> Request:
+    def request(
+        self,
+        number: int,
+        prompt: list[int],
+        count: int,
+        stop: tuple,
+        priority: int,
+        constraint: StructuredOutputsParams | None = None,
+    ) -> Request:
         return Request(
             request_id=str(number),
             prompt_token_ids=np.array(prompt, np.int32),
-            params=SamplingParams(max_tokens=count),
+            params=SamplingParams(max_tokens=count, structured_outputs=constraint),
             max_length=min(len(prompt) + count, MAX_LENGTH),
             seed=number,
             eos_token_ids=stop,
@@ -116,6 +126,7 @@ class World:
         plan = self.scheduler.plan()
         if plan is not None:
             self.num_scheduled += plan.num_tokens
+            self.check_synchronous(plan)
             try:
                 self.tickets.append(self.runner.launch(plan))
             except RuntimeError as error:
@@ -129,9 +140,19 @@ class World:
         self.steps += 1
         assert self.steps < PATIENCE, "somebody starves"
 
+    def check_synchronous(self, plan: StepPlan) -> None:
+        """The mask of a constrained request depends on its tokens: all it computes has to be known."""
+        ends = dict(zip(plan.rows.tolist(), (plan.starts + plan.counts).tolist(), strict=True))
+        running = self.scheduler.running
+        for place, request in enumerate(running.requests):
+            if request.params.structured_outputs is not None and request.row in ends:
+                assert ends[request.row] <= running.known_at(place)
+
     def run(self, workload: list[dict]) -> list[Request]:
         made = [
-            self.request(number, item["prompt"], item["count"], item["stop"], item["priority"])
+            self.request(
+                number, item["prompt"], item["count"], item["stop"], item["priority"], item.get("constraint")
+            )
             for number, item in enumerate(workload)
         ]
         queued: set[int] = set()
@@ -335,3 +356,18 @@ def test_a_stop_check_that_raises_ends_its_own_request():
         world.step()
     assert (made[0].finish_reason, output(made[0])) == ("error", expected(made[0])[:1])
     assert (made[1].finish_reason, output(made[1])) == ("length", expected(made[1]))
+
+
+def test_a_request_whose_grammar_has_no_way_on_ends_alone():
+    world = World(ALONE)
+    made = [world.request(number, [number, 2, 3], 3, (), 0) for number in range(2)]
+    for request in made:
+        world.scheduler.add(request)
+    plan = world.scheduler.plan()
+    result = world.runner.collect(world.runner.launch(plan))
+    commit = world.scheduler.commit(result._replace(failed=(made[0].row,)))
+    assert commit.finished == [made[0]]
+    while world.scheduler.has_work:
+        world.step()
+    assert [request.finish_reason for request in made] == ["error", "length"]
+    assert output(made[1]) == expected(made[1])

@@ -14,7 +14,7 @@ import torch
 from tests.llm import tiny
 from tests.llm.asking import is_rank
 from tests.llm.processing import OPTIONS, processed, spellings
-from workbench import LLM, SamplingParams
+from workbench import LLM, SamplingParams, StructuredOutputsParams
 from workbench.models import backend
 from workbench.runtime import device_batch, graphs, scoring
 from workbench.runtime.graphs import DecodeGraphs
@@ -213,4 +213,29 @@ def test_bad_words_hold_back_the_end_of_what_was_just_generated(
         found.append([list(output.outputs[0].token_ids) for output in outputs])
         for own, output in zip(params, outputs, strict=True):
             assert not any(word in output.outputs[0].text for word in own.bad_words or ())
+    assert found[0] == found[1]
+
+
+def test_constrained_tokens_are_those_of_plain_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks beside penalties, cut-offs and logprobs, in rows that change hands, overlapped and not."""
+    folder = tiny.write_tokenizer(tiny.write_model("llama", tmp_path / "model"))
+
+    def constrained(seed: int, **options) -> SamplingParams:
+        constraint = StructuredOutputsParams(regex="[a-c]{2}[0-9]x" if seed % 2 else "(to|the) [a-z]{2}")
+        return SamplingParams(seed=seed, max_tokens=4, structured_outputs=constraint, **options)
+
+    params = [
+        constrained(1, temperature=0),
+        SamplingParams(temperature=0.8, seed=2, max_tokens=COUNT),
+        constrained(3, logprobs=2),
+        constrained(4, top_k=3, repetition_penalty=1.3, logit_bias={7: 2.0}),
+        constrained(5, presence_penalty=1.0),
+    ]
+    found = []
+    for kernels in (True, False):
+        monkeypatch.setattr(backend, "has_kernels", lambda device, there=kernels: there)
+        settings = {"max_num_seqs": 3, "skip_tokenizer_init": False, "async_scheduling": kernels}
+        with open_llm(folder, logprobs_mode="processed_logprobs", **settings) as llm:
+            outputs = llm.generate(prompts(5), params, use_tqdm=False)
+        found.append([(list(o.outputs[0].token_ids), o.outputs[0].finish_reason) for o in outputs])
     assert found[0] == found[1]

@@ -56,6 +56,7 @@ class Request:
     score_from: int = 0  # first prompt token whose logprobs it wants; 0: it wants none
     streams: bool = False  # the listener wants to hear of every token, not only of the end
     listener: Callable[[Request], None] | None = None
+    grammar: object | None = None  # held, so that it stays compiled as long as the request is open
 
     state: State = State.NEW
     row: int = -1  # its batch row while running
@@ -97,6 +98,11 @@ class Request:
     @property
     def finished(self) -> bool:
         return self.state is State.FINISHED
+
+    @property
+    def synchronous(self) -> bool:
+        """Whether its last token has to be on the host before the next is planned: a mask depends on it."""
+        return self.params.structured_outputs is not None
 
     @property
     def watched(self) -> bool:

@@ -52,11 +52,12 @@ class Running:
         self.max_rows = max_rows
         self.count = 0
         self.version = 0  # changes with membership
+        self.num_synchronous = 0
         self.requests: list[Request] = []  # in running order; replaced, never changed in place
         self.tokens: Ints = np.zeros((max_rows, max_length), np.int32)  # by row
         self._flat = self.tokens.reshape(-1)
         self._free_rows = list(range(max_rows - 1, -1, -1))
-        self._columns: Longs = np.zeros((7, max_rows), np.int64)
+        self._columns: Longs = np.zeros((8, max_rows), np.int64)
         self._stops: Ints = np.full((1, max_rows), NO_TOKEN, np.int32)  # as the tokens they meet
         self._unlooked = 0  # appends ahead in which nobody reaches its look_cursor
         self._place_of_row: Longs = np.full(max_rows, -1, np.int64)
@@ -76,6 +77,7 @@ class Running:
             self.capacity,
             self.end,  # length at which the request ends
             self.cursor,
+            self.synchronous,  # 1: its last token has to be known before the next one is planned
             self.look_cursor,  # from here on, tokens are looked at one by one: at the end, or 0 if watched
         ) = self._columns[:, :n]
         self.stops = [stops[:n] for stops in self._stops]  # ids that end a request, NO_TOKEN for none
@@ -115,8 +117,10 @@ class Running:
                 capacity,
                 request.max_length,
                 base + known,
+                request.synchronous,
                 0 if request.watched or request.times.first_token is None else base + request.max_length,
             )
+            self.num_synchronous += request.synchronous
             self._set_stops(self.count, request.stop_ids)
             self.count += 1
         self.requests = self.requests + [admission.request for admission in admissions]
@@ -136,6 +140,7 @@ class Running:
         for place in places:
             request = self.requests[place]
             request.token_ids = self.tokens_at(place).copy()
+            self.num_synchronous -= request.synchronous
             self._place_of_row[request.row] = -1
             self._free_rows.append(request.row)
         self._columns[:, : keep.sum()] = self._columns[:, : self.count][:, keep]

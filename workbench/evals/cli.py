@@ -1,4 +1,4 @@
-"""`workbench eval NAME`: what a model gets right, as a table, rows (-o) and one JSON object (--json)."""
+"""`workbench eval NAME`: what a model or a grammar backend gets right, as a table, rows (-o) and --json."""
 
 from __future__ import annotations
 
@@ -44,7 +44,43 @@ def _parser() -> argparse.ArgumentParser:
     zoo.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     zoo.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to a CSV file")
     zoo.set_defaults(run=_zoo)
+    _add_grammars(commands)
     return parser
+
+
+def _add_grammars(commands: Any) -> None:
+    about = "what grammar backends make of the JSON Schema Test Suite: refused, accepted, wrongly allowed"
+    grammars = commands.add_parser("grammars", help=about, description=about)
+    grammars.add_argument("suite", type=Path, help="a draft's folder of the suite, such as .../draft2020-12")
+    grammars.add_argument(
+        "--backends", nargs="+", default=["auto"], metavar="NAME", help="default: all that are installed"
+    )
+    grammars.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    grammars.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to a CSV file")
+    grammars.set_defaults(run=_grammars)
+
+
+def _grammars(arguments: argparse.Namespace) -> int:
+    from workbench.evals import grammars
+    from workbench.structured.backends import backends_for, open_backend
+
+    if arguments.output:
+        check_output(arguments.output, grammars.Finding._fields)
+    groups = list(grammars.read_suite(arguments.suite))
+    names = dict.fromkeys(name for given in arguments.backends for name in backends_for(given))
+    found = [
+        finding
+        for name in names
+        for finding in grammars.measure(groups, open_backend(name, grammars.BYTES), name)
+    ]
+    rows = [finding._asdict() for finding in (*found, *grammars.totals(found))]
+    say(f"{arguments.suite}: {len(groups)} schemas")
+    say(*format_table(grammars.Finding._fields, [list(row.values()) for row in rows]))
+    if arguments.output:
+        append(arguments.output, rows)
+    if arguments.json:
+        say(json.dumps({"suite": str(arguments.suite), "schemas": len(groups), "rows": rows}))
+    return 0
 
 
 def _zoo(arguments: argparse.Namespace) -> int:
@@ -52,7 +88,7 @@ def _zoo(arguments: argparse.Namespace) -> int:
     for name in arguments.tasks:
         tasks.check_task(name)
     if arguments.output:
-        check_output(arguments.output)
+        check_output(arguments.output, ABOUT + COLUMNS)
     from workbench.evals import zoo
     from workbench.models.zoo.score import by_task
 
@@ -84,7 +120,7 @@ def row(score: Any) -> Row:
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def check_output(file: Path) -> None:
+def check_output(file: Path, columns: Sequence[str]) -> None:
     """Raises now what would otherwise be lost after minutes: a file that cannot take the rows."""
     parent = file.absolute().parent
     if file.is_dir() or not parent.is_dir() or not os.access(file if file.exists() else parent, os.W_OK):
@@ -94,5 +130,5 @@ def check_output(file: Path) -> None:
     if file.exists() and file.stat().st_size:
         with file.open(newline="", encoding="utf-8") as handle:
             found = next(csv.reader(handle))
-        if tuple(found) != ABOUT + COLUMNS:
+        if tuple(found) != tuple(columns):
             raise ValueError(f"{file} has other columns ({', '.join(found)}): give a new file")

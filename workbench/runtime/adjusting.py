@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.engine.plan import Addition
 from workbench.kernels.sample.adjust import adjust, count, start_counts
 from workbench.kernels.sample.reference import Adjusted, Adjustments
+from workbench.kernels.token_mask.kernel import mask_tokens
 from workbench.params import SamplingParams
 from workbench.runtime.bad_words import BadWords
 from workbench.runtime.pinned import Pinned
@@ -152,6 +153,11 @@ class Adjuster:
         adjusted = adjust(logits, lengths, columns, self._values)
         self._bad_words.forbid(self._values, self._slot_of, tokens, rows, lengths)
         return adjusted
+
+    def mask(self, rows: np.ndarray, bits: np.ndarray) -> None:
+        """Forbid tokens in the adjusted logits of some batch rows [k], as the bits [k, words] say."""
+        slots = self._longs(self._slot_of[row] for row in rows.tolist())
+        mask_tokens(self._values, slots, self._upload(bits))
 
     def count(self, rows: Tensor, ids: Tensor) -> None:
         """Tokens [m] were drawn for the lines' rows."""

@@ -14,6 +14,7 @@ from workbench.engine.loop import Runner
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
+from workbench.runtime.constraints import Compile, Constraints
 from workbench.runtime.kv_store import KVStore, kv_groups
 from workbench.runtime.processing import Processors
 from workbench.runtime.sampler import LogprobsMode, Sampler
@@ -27,9 +28,11 @@ def make_runner(
     mode: LogprobsMode,
     clock: Clock,
     eager: bool,
+    compile_grammar: Compile,
     processors: Sequence[Any] = (),
 ) -> Runner:
     """What computes plans on the model's device. `eager`: no graphs. `processors`: of the logits."""
+    constraints = Constraints(compile_grammar, model.spec.vocab_size)
     rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
     layouts = store.layouts(model.spec, groups)
     sampler = Sampler(mode, Processors(processors) if processors else None)
@@ -38,7 +41,7 @@ def make_runner(
         from workbench.runtime.runner import TorchRunner
 
         plain = Batch(rows, config.max_model_len, layouts, model.device)
-        return TorchRunner(model, groups, store, plain, sampler, clock)
+        return TorchRunner(model, groups, store, plain, sampler, constraints, clock)
     from workbench.runtime import graphs as captured
     from workbench.runtime.device_batch import SHARING_ROWS, DeviceBatch
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
@@ -57,7 +60,8 @@ def make_runner(
     graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record, sharing_rows)
     with torch.inference_mode():
         graphs.capture()
-    runner = KernelRunner(step, batch, staging, mode, graphs, clock, sampler if processors else None)
+    drawn_by = sampler if processors else None
+    runner = KernelRunner(step, batch, staging, mode, graphs, constraints, clock, drawn_by)
     if model.device.type == "cuda":
         runner.warm(warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups)))
     return runner

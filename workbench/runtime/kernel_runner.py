@@ -16,6 +16,7 @@ from torch import Tensor
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.result import Failure, Scores, StepResult
+from workbench.runtime.constraints import Constrained, Constraints, accept
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs, Replay
@@ -62,6 +63,7 @@ class Told(NamedTuple):
     scoring: PromptColumns | None = None
     scored: Scored | None = None
     failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
+    constrained: Constrained | None = None  # rows whose tokens a grammar has to accept
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Told:
         """The same, with every tensor somewhere else."""
@@ -95,6 +97,7 @@ class KernelRunner:
         staging: Staging,
         mode: LogprobsMode,
         graphs: DecodeGraphs,
+        constraints: Constraints,
         clock: Clock,
         sampler: Sampler | None = None,
     ) -> None:
@@ -105,6 +108,7 @@ class KernelRunner:
         self._staging = staging
         self._mode = mode
         self._graphs = graphs
+        self._constraints = constraints
         self._clock = clock
         on_gpu = batch.device.type == "cuda"
         self._ordered: Ints | None = None  # the rows that `_order` is of
@@ -121,6 +125,7 @@ class KernelRunner:
         pinned = self._batch.pinned
         pinned.begin(turn)
         self._batch.apply(plan)
+        self._constraints.apply(plan)
         sampling = int(plan.samples.sum())
         told = self._run(plan, sampling).moved(pinned.download)
         token_ids = pinned.download(self._step.token_ids[:sampling])
@@ -167,16 +172,20 @@ class KernelRunner:
         if draw is not None and not asking and not plan.logprobs:
             draw.replay()
             return NOTHING
-        return self._draw(size, sampling, asking, plan.logprobs)
+        constrained = self._constraints.masks(plan)  # while the device computes the logits
+        return self._draw(size, sampling, asking, plan.logprobs, constrained)
 
     def _process(self, sampler: Sampler, plan: StepPlan, lines: int) -> Told:
         """Draw in plain torch: logits processors want float32, between the sampler's own steps."""
         rows = plan.rows[plan.samples].astype(np.int64)
         lengths = (plan.starts + plan.counts)[plan.samples].astype(np.int64)
         logits, batch = self._step.logits[: len(rows)], self._batch
-        sampled = sampler.sample(logits, rows, lengths, batch.additions, batch.tokens, plan.logprobs)
+        constrained = self._constraints.masks(plan)  # while the device computes the logits
+        sampled = sampler.sample(
+            logits, rows, lengths, batch.additions, batch.tokens, plan.logprobs, constrained
+        )
         self._step.take(lines, sampled.token_ids)
-        return Told(sampled.logprobs, sampled.wanted, failed=sampled.failed)
+        return Told(sampled.logprobs, sampled.wanted, failed=sampled.failed, constrained=constrained)
 
     def _order_of(self, plan: StepPlan) -> Order:
         """Made once for each membership: all contexts grow alike."""
@@ -184,21 +193,31 @@ class KernelRunner:
             self._ordered, self._order = plan.rows, longest_last(plan.starts)
         return self._order
 
-    def _draw(self, lines: int, sampling: int, asking: list[tuple[int, int]], logprobs: int) -> Told:
+    def _draw(
+        self,
+        lines: int,
+        sampling: int,
+        asking: list[tuple[int, int]],
+        logprobs: int,
+        constrained: Constrained | None,
+    ) -> Told:
         """Draw launch by launch.
 
         Args:
             asking: lines and rows that want more than a token.
             logprobs: top logprobs wanted of every line; 0: of those that ask.
+            constrained: lines that grammars let only some tokens follow.
         """
         params = [(line, self._batch.additions[row].params) for line, row in asking]
-        drawn = self._step.draw(lines, sampling, any(is_adjusted(p) for _, p in params))
+        drawn = self._step.draw(lines, sampling, any(is_adjusted(p) for _, p in params), constrained)
         wanted, as_logits = wanted_by(params, sampling, logprobs), self._mode.endswith("logits")
         if wanted is None:
-            return NOTHING
+            return Told(constrained=constrained)
         if self._mode.startswith("raw"):
-            return Told(self._step.raw_logprobs(sampling, wanted, as_logits), wanted)
-        return Told(self._step.processed_logprobs(drawn, sampling, wanted, as_logits), wanted)
+            columns = self._step.raw_logprobs(sampling, wanted, as_logits)
+        else:
+            columns = self._step.processed_logprobs(drawn, sampling, wanted, as_logits)
+        return Told(columns, wanted, constrained=constrained)
 
     @naming_faults
     def collect(self, ticket: KernelTicket) -> StepResult:
@@ -213,9 +232,10 @@ class KernelRunner:
         if told.scoring is not None and told.scored is not None:
             scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
+        failed = (*told.failed, *accept(told.constrained, token_ids))
         return StepResult(
             ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s,
-            scores, told.failed,
+            scores, failed,
         )  # fmt: skip
 
     def warm(self, plans: Iterable[StepPlan]) -> None:
@@ -229,3 +249,4 @@ class KernelRunner:
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
+        self._constraints.clear()

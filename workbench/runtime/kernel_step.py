@@ -21,6 +21,7 @@ from workbench.kernels.sample.reference import Adjusted, Options
 from workbench.kernels.step_inputs.kernel import append, apply_growth, lay_out
 from workbench.models.decoder import Decoder
 from workbench.models.products import product_into
+from workbench.runtime.constraints import Constrained
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
@@ -131,15 +132,19 @@ class KernelStep:
             hidden, scored, chosen, model.logits, logprobs, model.spec.vocab_size, as_logits=as_logits
         )
 
-    def draw(self, lines: int, sampling: int, adjusting: bool = False) -> Drawn:
+    def draw(
+        self, lines: int, sampling: int, adjusting: bool = False, constrained: Constrained | None = None
+    ) -> Drawn:
         """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch.
 
-        `adjusting`: some of the rows ask for changes in their logits.
+        `adjusting`: some of the rows ask for changes in their logits; `constrained`: some of these by a mask.
         """
         arrays, batch = self.arrays(lines), self._batch
         lengths, rows = arrays.lengths[:sampling], arrays.option_rows[:sampling]
         options, logits = batch.options(rows, lengths), self.logits[:sampling]
         adjusted = batch.adjuster.adjust(logits, rows, lengths, batch.tokens) if adjusting else None
+        if constrained is not None:
+            batch.adjuster.mask(constrained.rows, constrained.bits)
         ids = sample(
             logits,
             options,

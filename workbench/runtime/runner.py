@@ -16,6 +16,7 @@ from workbench.kernels.logprobs.reference import logprobs as logprobs_of
 from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
+from workbench.runtime.constraints import Constrained, Constraints, accept
 from workbench.runtime.contexts import Contexts
 from workbench.runtime.device import naming_faults
 from workbench.runtime.kv_store import KVStore
@@ -33,6 +34,7 @@ class Ticket(NamedTuple):
     scores: tuple[Scores, ...]
     launch_s: float
     device_s: float
+    constrained: Constrained | None
 
 
 class TorchRunner:
@@ -45,6 +47,7 @@ class TorchRunner:
         store: KVStore,
         batch: Batch,
         sampler: Sampler,
+        constraints: Constraints,
         clock: Clock,
     ) -> None:
         self._model = model
@@ -52,6 +55,7 @@ class TorchRunner:
         self._store = store
         self._batch = batch
         self._sampler = sampler
+        self._constraints = constraints
         self._clock = clock
         self._contexts = Contexts(store, store.layouts(model.spec, groups), model.spec.num_layers)
 
@@ -61,6 +65,7 @@ class TorchRunner:
         """Run a plan's tokens through the model and sample; the new tokens stay in the batch."""
         began = self._clock()
         self._batch.apply(plan)
+        self._constraints.apply(plan)
         inputs = self._batch.inputs(plan)
         cos_sin = self._model.rotary.at(inputs.positions)
         self._contexts.begin(inputs)
@@ -75,10 +80,12 @@ class TorchRunner:
         if scored is not None:
             wanted = torch.cat((wanted, torch.from_numpy(scored.places).to(wanted.device)))
         hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=wanted)
-        sampled = self._sample(hidden[:count], inputs.rows, inputs.lengths, plan.logprobs)
+        constrained = self._constraints.masks(plan)
+        sampled = self._sample(hidden[:count], inputs.rows, inputs.lengths, plan.logprobs, constrained)
         scores = () if scored is None else self._score(hidden[count:], scored)
         ended = self._clock()
-        return Ticket(plan.index, plan.rows[plan.samples], sampled, scores, began, ended - began)
+        rows = plan.rows[plan.samples]
+        return Ticket(plan.index, rows, sampled, scores, began, ended - began, constrained)
 
     def _score(self, hidden: Tensor, scored: Scored) -> tuple[Scores, ...]:
         """`hidden` [t, hidden]: of what predicts the prompt tokens that are told of."""
@@ -89,13 +96,20 @@ class TorchRunner:
         )
         return to_scores(scoring, scored)
 
-    def _sample(self, hidden: Tensor, rows: np.ndarray, lengths: np.ndarray, logprobs: int) -> Sampled:
+    def _sample(
+        self,
+        hidden: Tensor,
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        logprobs: int,
+        constrained: Constrained | None,
+    ) -> Sampled:
         """`hidden` [m, hidden]: of the last token of each of `rows` [m]."""
         if not len(rows):
             return Sampled(torch.empty(0, dtype=torch.int64))
         logits = self._model.logits(hidden)
         sampled = self._sampler.sample(
-            logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs
+            logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs, constrained
         )
         self._batch.append(rows, lengths, sampled.token_ids)
         return sampled
@@ -106,12 +120,14 @@ class TorchRunner:
         token_ids = ticket.sampled.token_ids.to(torch.int32).cpu().numpy()
         columns, wanted = ticket.sampled.logprobs, ticket.sampled.wanted
         logprobs = None if columns is None or wanted is None else to_columns(columns, wanted)
+        failed = (*ticket.sampled.failed, *accept(ticket.constrained, token_ids))
         now = self._clock()
         return StepResult(
             ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
-            ticket.scores, ticket.sampled.failed,
+            ticket.scores, failed,
         )  # fmt: skip
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
+        self._constraints.clear()

@@ -1,8 +1,8 @@
 """From logits to tokens: each row's options applied in a fixed order, logprobs taken on the way.
 
 raw logprobs -> float32 -> allowed ids -> bad words -> min_tokens, logit bias, logits processors that may
-change the largest -> penalties -> greedy rows done -> temperature -> the other logits processors, min-p ->
-top-k, top-p -> draw. Knows requests only as rows of options and tokens.
+change the largest -> penalties -> grammar masks -> greedy rows done -> temperature -> the other logits
+processors, min-p -> top-k, top-p -> draw. Knows requests only as rows of options and tokens.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from workbench.engine.plan import Addition
 from workbench.engine.result import Failure
 from workbench.kernels.logprobs.reference import logprobs as logprobs_of
 from workbench.kernels.sample.reference import GREEDY_BELOW, Options, draw, shape_logits
+from workbench.kernels.token_mask.reference import mask_tokens
 from workbench.params import SamplingParams
 from workbench.runtime.batch import Longs
+from workbench.runtime.constraints import Constrained
 from workbench.runtime.logprobs import Columns, Wanted, read, wanted_by
 from workbench.runtime.processing import Passage, Processors
 
@@ -49,6 +51,7 @@ class Sampler:
         additions: Mapping[int, Addition],
         tokens: Tensor,
         logprobs: int = 0,
+        constrained: Constrained | None = None,
     ) -> Sampled:
         """One token for each row of `logits` [m, vocab].
 
@@ -57,6 +60,7 @@ class Sampler:
             additions: what is known of each batch row.
             tokens: [max_rows, max_length] int32, device; the rows' tokens.
             logprobs: top logprobs wanted of every row, whatever it asked; 0: none.
+            constrained: lines that grammars let only some tokens follow.
         """
         asked = [additions[row] for row in rows.tolist()]
         wanted = wanted_by([(line, a.params) for line, a in enumerate(asked)], len(asked), logprobs)
@@ -64,6 +68,9 @@ class Sampler:
         logits = logits.float()
         passage = None if self._processors is None else self._processors.begin(asked, rows, lengths, tokens)
         logits = _adjust(logits, asked, rows, lengths, tokens, passage)
+        if constrained is not None:  # no change before or after lifts a token that is masked
+            lines, bits = torch.from_numpy(constrained.lines), torch.from_numpy(constrained.bits)
+            mask_tokens(logits, lines.to(logits.device), bits.to(logits.device))
         if all(a.params.is_greedy for a in asked):
             shaped, chosen = logits, logits.argmax(-1)
         else:
@@ -137,9 +144,8 @@ def _heated(logits: Tensor, options: Options, passage: Passage | None) -> tuple[
 
 def is_adjusted(p: SamplingParams) -> bool:
     plain = p.repetition_penalty == 1 and not p.frequency_penalty and not p.presence_penalty
-    return (
-        not plain or p.min_tokens > 0 or bool(p.logit_bias or p.bad_words) or p.allowed_token_ids is not None
-    )
+    limited = p.allowed_token_ids is not None or p.structured_outputs is not None
+    return not plain or p.min_tokens > 0 or bool(p.logit_bias or p.bad_words) or limited
 
 
 def _restrict(logits: Tensor, added: Addition, output: Tensor) -> None:
