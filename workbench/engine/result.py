@@ -25,6 +25,13 @@ class LogprobColumns(NamedTuple):
     entropies: Floats  # [m]; nats, of the distribution the logprobs are of
 
 
+class Failure(NamedTuple):
+    """A row whose token could not be sampled as asked: its request ends."""
+
+    row: int
+    message: str
+
+
 class StepResult(NamedTuple):
     """The tokens of one step and the times at which it was launched and collected."""
 
@@ -35,4 +42,4 @@ class StepResult(NamedTuple):
     launch_s: float  # clock when the runner took the plan
     collect_s: float  # clock when the tokens were on the host
     device_s: float  # seconds the device computed
-    failed: tuple[int, ...] = ()  # of `rows`: their grammar has no way on, and they end with "error"
+    failed: tuple[Failure, ...] = ()  # rows whose requests end with "error"

@@ -15,7 +15,7 @@ from workbench.engine.planner import Planner
 from workbench.engine.policies import Policy
 from workbench.engine.reports import step_committed, step_planned
 from workbench.engine.request import Request
-from workbench.engine.result import StepResult
+from workbench.engine.result import Failure, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -183,11 +183,12 @@ class Scheduler:
 
 
 def _with_failed(
-    ending: Sequence[Ending], requests: Sequence[Request], failed: tuple[int, ...]
+    ending: Sequence[Ending], requests: Sequence[Request], failed: Sequence[Failure]
 ) -> list[Ending]:
-    """Who ends, with those whose grammar has no way on: they end with "error"."""
-    victims = [request for request in requests if request.row in failed]
+    """Who ends, with those whose tokens could not be sampled as asked: they end with "error"."""
+    messages = {failure.row: failure.message for failure in failed}
+    victims = [request for request in requests if request.row in messages]
     for request in victims:
-        logger.error("%s: its options leave no token that its grammar allows; it ends", request)
+        logger.error("%s ends: %s", request, messages[request.row])
     others = [each for each in ending if each.request not in victims]
     return others + [Ending(request, "error", None) for request in victims]

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import numpy as np
 
 from workbench.engine.plan import Addition, Ints, StepPlan
+from workbench.engine.result import Failure
 from workbench.params import StructuredOutputsParams
 from workbench.runtime.batch import Longs
 from workbench.structured.grammar import CompiledGrammar, Matcher
 
 logger = logging.getLogger(__name__)
+
+_NO_WAY_ON = "its other options leave no token that its grammar allows"
 
 Compile = Callable[[StructuredOutputsParams], CompiledGrammar]
 
@@ -82,7 +85,7 @@ def _fill(matcher: Matcher, row: Ints) -> None:
         row.fill(-1)
 
 
-def accept(constrained: Constrained | None, token_ids: Ints) -> tuple[int, ...]:
+def accept(constrained: Constrained | None, token_ids: Ints) -> tuple[Failure, ...]:
     """The step's tokens [m] are known; gives the rows whose token the grammar refuses: they cannot go on.
 
     A token is refused where other options of the request left none that the grammar allows.
@@ -92,4 +95,6 @@ def accept(constrained: Constrained | None, token_ids: Ints) -> tuple[int, ...]:
     drawn = zip(
         constrained.matchers, constrained.rows.tolist(), token_ids[constrained.lines].tolist(), strict=True
     )
-    return tuple([row for matcher, row, token_id in drawn if not matcher.accept(token_id)])
+    return tuple(
+        [Failure(row, _NO_WAY_ON) for matcher, row, token_id in drawn if not matcher.accept(token_id)]
+    )
