@@ -18,7 +18,7 @@ from workbench.engine.events import Emitter, StepCommitted
 from workbench.engine.plan import StepPlan
 from workbench.engine.policies import policy_named
 from workbench.engine.request import Request, Times
-from workbench.engine.result import StepResult
+from workbench.engine.result import Failure, StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.params import SamplingParams, StructuredOutputsParams
 
@@ -365,7 +365,7 @@ def test_a_request_whose_grammar_has_no_way_on_ends_alone():
         world.scheduler.add(request)
     plan = world.scheduler.plan()
     result = world.runner.collect(world.runner.launch(plan))
-    commit = world.scheduler.commit(result._replace(failed=(made[0].row,)))
+    commit = world.scheduler.commit(result._replace(failed=(Failure(made[0].row, "no way on"),)))
     assert commit.finished == [made[0]]
     while world.scheduler.has_work:
         world.step()

@@ -20,7 +20,7 @@ from workbench.structured.grammar import CompiledGrammar, Matcher
 
 logger = logging.getLogger(__name__)
 
-NO_WAY_ON = "its other options leave no token that its grammar allows"
+_NO_WAY_ON = "its other options leave no token that its grammar allows"
 
 Compile = Callable[[StructuredOutputsParams], CompiledGrammar]
 
@@ -95,6 +95,5 @@ def accept(constrained: Constrained | None, token_ids: Ints) -> tuple[Failure, .
     drawn = zip(
         constrained.matchers, constrained.rows.tolist(), token_ids[constrained.lines].tolist(), strict=True
     )
-    return tuple(
-        [Failure(row, NO_WAY_ON) for matcher, row, token_id in drawn if not matcher.accept(token_id)]
-    )
+    refused = [row for matcher, row, token_id in drawn if not matcher.accept(token_id)]
+    return tuple([Failure(row, _NO_WAY_ON) for row in refused])
