@@ -15,7 +15,7 @@ from tests.engine.test_laws import World, arrivals, expected, output, setups
 from workbench.engine.plan import StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import Scores, StepResult
-from workbench.params import SamplingParams
+from workbench.params import SamplingParams, StructuredOutputsParams
 
 wants = st.lists(
     st.tuples(st.sampled_from([None, 0, 1, 3]), st.sampled_from([1, 1, 1, 2, 7])), min_size=12, max_size=12
@@ -67,11 +67,21 @@ class ScoringWorld(World):
         self.runner = ScoringRunner(setup["num_blocks"], setup["block_size"], groups, setup["windows"])
         self.wants = wants
 
-    def request(self, number: int, prompt: list[int], count: int, stop: tuple, priority: int) -> Request:
-        request = super().request(number, prompt, count, stop, priority)
+    def request(
+        self,
+        number: int,
+        prompt: list[int],
+        count: int,
+        stop: tuple,
+        priority: int,
+        constraint: StructuredOutputsParams | None = None,
+    ) -> Request:
+        request = super().request(number, prompt, count, stop, priority, constraint)
         top, first = self.wants[number]
         if top is not None:
-            request.params = SamplingParams(max_tokens=count, prompt_logprobs=top)
+            request.params = SamplingParams(
+                max_tokens=count, prompt_logprobs=top, structured_outputs=request.params.structured_outputs
+            )
             request.score_prompt(first)
         return request
 
