@@ -70,7 +70,7 @@ def test_a_trace_never_shows_what_was_recorded_in_its_place_later(tmp_path: Path
         repr(first)
 
 
-@pytest.mark.parametrize("path", ["", "a\0b"])
+@pytest.mark.parametrize("path", ["", "a\0b", "a\ud800"])
 def test_a_path_that_names_no_folder_is_refused(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
