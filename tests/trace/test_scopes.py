@@ -53,6 +53,7 @@ def test_a_recording_that_is_deleted_under_way_is_read_until_it_is_closed(tmp_pa
         two_requests(house)
         assert same(t, memory)
         house.add([1])  # or what was derived last is still right
+    assert t.cut_off == "the recording was deleted or moved while it was made"
     with pytest.raises(FileNotFoundError, match="deleted, moved or replaced.*Trace.load"):
         t.steps  # noqa: B018
 
