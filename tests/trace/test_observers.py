@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -175,26 +175,49 @@ def test_an_observer_that_is_not_there_can_be_removed() -> None:
     assert len(house.trace.steps) > 0
 
 
-def test_observers_that_come_and_go_in_many_threads_are_not_lost() -> None:
-    emitter, before = Emitter(), sys.getswitchinterval()
-    kept = [raises_at(0) for _ in range(200)]
+class Hesitant:
+    """An observer that takes its time to be told from another, so that threads meet there."""
 
-    def come_and_go(mine: list[Observer]) -> None:
-        for observer in mine:
-            emitter.add(observer)
-            emitter.add(print)
-            emitter.remove(print)
+    def __call__(self, event: Event) -> None:
+        pass
 
-    threads = [threading.Thread(target=come_and_go, args=(kept[place::4],)) for place in range(4)]
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert sorted(map(id, emitter._observers)) == sorted(map(id, kept))
+    def __eq__(self, other: object) -> bool:
+        time.sleep(1e-3)
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+def test_observers_that_come_while_others_go_in_another_thread_are_not_lost() -> None:
+    emitter, leaving, coming = Emitter(), [Hesitant() for _ in range(8)], [Hesitant() for _ in range(40)]
+    for observer in leaving:
+        emitter.add(observer)
+
+    def leave() -> None:
+        for observer in reversed(leaving):
+            emitter.remove(observer)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    for observer in coming:
+        emitter.add(observer)
+        time.sleep(5e-4)
+    thread.join()
+    assert list(map(id, emitter._observers)) == list(map(id, coming))
+
+
+def test_no_array_of_an_event_can_be_written_to() -> None:
+    house, seen = build(watched=False, blocks=14, budget=9, depth=1), []
+
+    def observer(event: Event) -> None:
+        seen.extend(array.flags.writeable for array in arrays(event) if array.size)
+
+    house.emitter.add(observer)
+    for number in range(6):
+        house.add([1] * 6 + [number] * number, max_tokens=8, ignore_eos=True)
+    house.run()
+    assert len(seen) > 100
+    assert not any(seen)
 
 
 def test_an_observer_that_raises_is_set_aside_and_the_others_hear_on(

@@ -6,8 +6,8 @@ import copy
 import os
 import pickle
 import shutil
-import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +53,7 @@ def test_a_recording_that_is_deleted_under_way_is_read_until_it_is_closed(tmp_pa
         two_requests(house)
         assert same(t, memory)
         house.add([1])  # or what was derived last is still right
+    assert t.cut_off == "the recording was deleted or moved while it was made"
     with pytest.raises(FileNotFoundError, match="deleted, moved or replaced.*Trace.load"):
         t.steps  # noqa: B018
 
@@ -67,10 +68,11 @@ def test_a_trace_never_shows_what_was_recorded_in_its_place_later(tmp_path: Path
         two_requests(house, tokens)
     assert second.requests.request_id.tolist() == ["2", "3"]
     with pytest.raises(FileNotFoundError, match="deleted, moved or replaced"):
-        repr(first)
+        first.steps  # noqa: B018
+    assert "deleted, moved or replaced" in repr(first)
 
 
-@pytest.mark.parametrize("path", ["", "a\0b"])
+@pytest.mark.parametrize("path", ["", "a\0b", "a\ud800"])
 def test_a_path_that_names_no_folder_is_refused(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,23 +106,33 @@ def test_a_scope_of_a_scope_knows_as_much(tmp_path: Path, outer: bool, inner: bo
     assert len(b.steps) == len(a.steps) - 1
 
 
-def test_scopes_of_many_threads_all_end() -> None:
-    house, before = build(), sys.getswitchinterval()
+class Slow(tuple):
+    """Takes its time to be read, so that threads meet there."""
 
-    def come_and_go() -> None:
-        for _ in range(200):
-            with house.trace.record():
-                pass
+    def __iter__(self):
+        time.sleep(0.05)
+        return super().__iter__()
 
-    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
-    sys.setswitchinterval(1e-6)
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
+
+def test_scopes_that_begin_in_two_threads_both_hear() -> None:
+    house, scopes, done = build(), [], threading.Event()
+
+    def record() -> None:
+        with house.trace.record() as t:
+            scopes.append(t)
+            done.wait(30)
+
+    house.trace._scopes = Slow()
+    threads = [threading.Thread(target=record) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    while len(scopes) < 2:
+        time.sleep(0.01)
+    two_requests(house)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert [len(scope.requests) for scope in scopes] == [2, 2]
     assert house.trace._scopes == ()
 
 

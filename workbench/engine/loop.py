@@ -86,9 +86,7 @@ class Engine(Generic[Ticket]):
     def _plan(self) -> StepPlan | None:
         try:
             return self.scheduler.plan()
-        except (
-            BaseException
-        ):  # a policy's own fault, say: half a plan is none, and the next builds on nothing
+        except BaseException:  # a policy's own fault, say: half a plan is none
             self._tickets.clear()
             self.runner.reset()
             self._tell((), self.scheduler.start_over("interrupted"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -34,8 +35,14 @@ class _Way(NamedTuple):
 
 def named(folder: str | Path) -> Path:
     """A folder as people name it."""
-    if not str(folder) or "\0" in str(folder):
-        raise ValueError(f"the folder is {str(folder)!r}: name one, such as 'my-run'")
+    name = str(folder)
+    try:
+        os.fsencode(name)
+        possible = bool(name) and "\0" not in name
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"the folder is {name!r}: name one, such as 'my-run'")
     return Path(folder)
 
 

@@ -191,7 +191,8 @@ class Journal:
             if os.path.samestat(ours, there):
                 self._identity = _identity(there)
         except FileNotFoundError:
-            pass  # deleted meanwhile; whoever reads it is told
+            self.stopped = self.stopped or "the recording was deleted or moved while it was made"
+            logger.warning("%s: %s", self.path, self.stopped)
         except OSError as error:  # what a network file system tells at the end
             self.stopped = self.stopped or f"the end of the recording may be missing: {error.strerror}"
             logger.warning("%s: %s", self.path, self.stopped)

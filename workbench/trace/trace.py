@@ -304,7 +304,10 @@ class Trace:
         )
 
     def __repr__(self) -> str:
-        run = {name: column[0] for name, column in self.columns.runs.items()}
+        try:
+            run = {name: column[0] for name, column in self.columns.runs.items()}
+        except OSError as gone:
+            return f"Trace({gone})"
         cut_off = f"; {self.cut_off}" if self.cut_off else ""
         return (
             f"Trace({run['steps']} steps, {run['requests']} requests, "
