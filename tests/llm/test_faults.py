@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -177,24 +174,35 @@ def test_streams_hear_of_a_failure(open_llm: Open) -> None:
 # --- Ctrl-C -------------------------------------------------------------------------------------------
 
 
-def interrupt_after(seconds: float) -> threading.Timer:
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    return timer
+class Interrupted:
+    """A runner in whose work Ctrl-C arrives, once, at a moment that no clock decides."""
 
-
-class Slow:
-    """A runner that takes its time, in the step itself, so that signals arrive there."""
-
-    def __init__(self, llm: LLM, seconds: float = 0.004) -> None:
-        self._real, self._seconds = llm._engine.runner, seconds
+    def __init__(self, llm: LLM, number: int, where: str = "before launch") -> None:
+        """`number`: the launch, or collect, of this runner it is."""
+        self._real, self._when = llm._engine.runner, (where, number)
+        self._counts = {"launch": 0, "collect": 0}
         self.reset = self._real.reset
-        self.collect = self._real.collect
+        self.times = 0
         llm._engine.runner = self
 
     def launch(self, plan: Any) -> Any:
-        time.sleep(self._seconds)
-        return self._real.launch(plan)
+        return self._run("launch", self._real.launch, plan)
+
+    def collect(self, ticket: Any) -> Any:
+        return self._run("collect", self._real.collect, ticket)
+
+    def _run(self, name: str, work: Callable[[Any], Any], given: Any) -> Any:
+        number = self._counts[name]
+        self._counts[name] += 1
+        self._arrive(f"before {name}", number)
+        found = work(given)
+        self._arrive(f"after {name}", number)
+        return found
+
+    def _arrive(self, where: str, number: int) -> None:
+        if (where, number) == self._when:
+            self.times += 1
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
@@ -202,13 +210,11 @@ def test_ctrl_c_ends_the_interrupted_call_and_no_other(
     models: Models, open_llm: Open, overlapped: bool
 ) -> None:
     llm = open_llm(max_num_seqs=4, async_scheduling=overlapped)
-    Slow(llm)
+    Interrupted(llm, 6)
     given = prompts()
     name = llm.add_request(given[0], greedy(max_tokens=60))
-    timer = interrupt_after(0.08)
     with llm.trace.record() as trace, pytest.raises(KeyboardInterrupt):
         llm.generate(given[1:], greedy(max_tokens=100), use_tqdm=False)
-    timer.join()
     reasons = trace.requests.set_index("request_id")["finish_reason"]
     assert (reasons.drop(name) == "abort").all()
     assert len(reasons) == len(given)
@@ -225,30 +231,21 @@ def test_ctrl_c_ends_the_interrupted_call_and_no_other(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("delay", [0.001 * i for i in range(1, 16, 2)])
+@pytest.mark.parametrize("where", ["before launch", "after launch", "before collect", "after collect"])
+@pytest.mark.parametrize("number", [0, 1, COUNT - 1])
 def test_ctrl_c_at_any_moment_of_a_step_by_hand_loses_nothing(
-    models: Models, open_llm: Open, delay: float
+    models: Models, open_llm: Open, where: str, number: int
 ) -> None:
     llm = open_llm(max_num_seqs=4)
-    Slow(llm, 0.002)
+    Interrupted(llm, number, where)
     names = [llm.add_request(prompt, greedy()) for prompt in prompts(3)]
     last: dict[str, RequestOutput] = {}
     interrupts = 0
-    timer = interrupt_after(delay)
-    try:
-        while llm.has_unfinished_requests():
-            try:
-                step = llm.step()
-            except KeyboardInterrupt:
-                interrupts += 1
-            else:
-                last |= {output.request_id: output for output in step.outputs}
-        timer.join()
-        time.sleep(0.01)
-    except KeyboardInterrupt:  # it came between two steps
-        interrupts += 1
-        while llm.has_unfinished_requests():
+    while llm.has_unfinished_requests():
+        try:
             last |= {output.request_id: output for output in llm.step().outputs}
+        except KeyboardInterrupt:
+            interrupts += 1
     assert interrupts == 1
     for name in names:
         assert_right(models, last[name])
@@ -256,8 +253,7 @@ def test_ctrl_c_at_any_moment_of_a_step_by_hand_loses_nothing(
 
 def test_ctrl_c_while_a_stream_waits_ends_the_stream(open_llm: Open) -> None:
     llm = open_llm()
-    Slow(llm)
-    interrupt_after(0.05)
+    Interrupted(llm, 8)
     with pytest.raises(KeyboardInterrupt):
         for _ in llm.stream(prompts()[0], greedy(max_tokens=200)):
             pass
@@ -267,13 +263,11 @@ def test_ctrl_c_while_a_stream_waits_ends_the_stream(open_llm: Open) -> None:
 def test_ctrl_c_that_is_ignored_stays_ignored(models: Models, open_llm: Open) -> None:
     """A program that has its own handler for SIGINT hears of it, and the call goes on."""
     llm = open_llm()
-    Slow(llm)
+    Interrupted(llm, 5)
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
-        timer = interrupt_after(0.03)
         (output,) = llm.generate([prompts()[0]], greedy(max_tokens=40), use_tqdm=False)
-        timer.join()
     finally:
         signal.signal(signal.SIGINT, before)
     assert heard == [signal.SIGINT]
