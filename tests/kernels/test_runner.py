@@ -13,7 +13,7 @@ import torch
 
 from tests.llm import tiny
 from tests.llm.asking import is_rank
-from tests.llm.processing import OPTIONS, processed, spellings
+from tests.llm.float64_sampler import OPTIONS, processed, spellings
 from workbench import LLM, SamplingParams, StructuredOutputsParams
 from workbench.models import backend
 from workbench.runtime import device_batch, graphs, scoring

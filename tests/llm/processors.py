@@ -1,14 +1,43 @@
-"""Logits processors that tests hand to engines."""
+"""Logits processors that tests hand to engines, and requests to run through them."""
 
 from __future__ import annotations
 
+import random
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tests.llm import tiny
+from workbench import LLM, RequestOutput
 from workbench.logits_processors import AdapterLogitsProcessor, BatchUpdate, LogitsProcessor, update_rows
 from workbench.params import SamplingParams
+
+COUNT = 8
+
+OPTIONS: list[dict[str, Any]] = [
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 12, "top_p": 0.9, "min_p": 0.02},
+    {"temperature": 0.0},
+    {"temperature": 1.1, "repetition_penalty": 1.3, "frequency_penalty": 0.5, "presence_penalty": 0.4},
+    {"temperature": 1.0, "allowed_token_ids": list(range(5, 60)), "min_tokens": 4},
+    {"temperature": 0.0, "repetition_penalty": 1.5},
+]
+
+
+def requests(**more: Any) -> tuple[list[list[int]], list[SamplingParams]]:
+    dice = random.Random(17)
+    prompts = [[dice.randrange(3, tiny.VOCAB) for _ in range(6 + 5 * i)] for i in range(len(OPTIONS))]
+    common = {"max_tokens": COUNT, "ignore_eos": True} | more
+    return prompts, [SamplingParams(**options, seed=50 + i, **common) for i, options in enumerate(OPTIONS)]
+
+
+def generate(llm: LLM, **more: Any) -> list[RequestOutput]:
+    return llm.generate(*requests(**more), use_tqdm=False)
+
+
+def tokens_of(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 class Identity(LogitsProcessor):

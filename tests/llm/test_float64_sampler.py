@@ -9,7 +9,7 @@ import torch
 
 from tests.llm import tiny
 from tests.llm.conftest import Models, Open
-from tests.llm.processing import BAD, NEVER, OPTIONS, processed, spellings
+from tests.llm.float64_sampler import BAD, NEVER, OPTIONS, processed, spellings
 from workbench import LLM, SamplingParams
 
 DICE = random.Random(8)
