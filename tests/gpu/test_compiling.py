@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from workbench import LLM, SamplingParams
+from workbench import LLM, SamplingParams, StructuredOutputsParams
 
 pytestmark = pytest.mark.gpu
 
@@ -39,9 +39,12 @@ def asked(dice: random.Random) -> SamplingParams:
             {"temperature": 0.7, "min_p": 0.05, "presence_penalty": 1.0, "repetition_penalty": 1.2},
             {"temperature": 1.1, "logit_bias": {7: 2.0}, "min_tokens": 4, "logprobs": 3},
             {"temperature": 0.9, "allowed_token_ids": list(range(5, 60)), "logprobs": 0},
+            {"temperature": 1.0, "bad_words": ["the fox", "owl"]},
+            {"temperature": 0, "prompt_logprobs": 2, "logprobs": -1},
+            {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{3,20}"), "ignore_eos": False},
         ]
     )
-    return SamplingParams(max_tokens=dice.randrange(4, 40), ignore_eos=True, **options)
+    return SamplingParams(**{"max_tokens": dice.randrange(4, 40), "ignore_eos": True} | options)
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])

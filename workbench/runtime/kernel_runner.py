@@ -243,6 +243,7 @@ class KernelRunner:
         sampler, self._sampler = self._sampler, None  # nobody's processors see these
         for plan in plans:
             self.collect(self.launch(plan))
+            self._step.warm_mask(sorted(self._batch.special))
             self.reset()
         self._sampler = sampler
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -156,6 +157,12 @@ class KernelStep:
         if adjusting:
             batch.adjuster.count(rows, ids)
         return Drawn(options, adjusted)
+
+    def warm_mask(self, rows: Sequence[int]) -> None:
+        """Forbid nothing in the adjusted logits of some batch rows: masks are nothing that plans bring."""
+        if rows:
+            bits = np.full((len(rows), -(-self._model.spec.vocab_size // 32)), -1, np.int32)
+            self._batch.adjuster.mask(np.array(rows, np.int64), bits)
 
     def take(self, lines: int, ids: Tensor) -> None:
         """Tokens [sampling] that somebody else drew, as if they had been drawn here."""
