@@ -6,6 +6,8 @@ chunk told twice or a row of another request changes them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,6 @@ from tests.engine.test_laws import World, arrivals, expected, output, setups
 from workbench.engine.plan import StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import Scores, StepResult
-from workbench.params import SamplingParams, StructuredOutputsParams
 
 wants = st.lists(
     st.tuples(st.sampled_from([None, 0, 1, 3]), st.sampled_from([1, 1, 1, 2, 7])), min_size=12, max_size=12
@@ -67,21 +68,11 @@ class ScoringWorld(World):
         self.runner = ScoringRunner(setup["num_blocks"], setup["block_size"], groups, setup["windows"])
         self.wants = wants
 
-    def request(
-        self,
-        number: int,
-        prompt: list[int],
-        count: int,
-        stop: tuple,
-        priority: int,
-        constraint: StructuredOutputsParams | None = None,
-    ) -> Request:
-        request = super().request(number, prompt, count, stop, priority, constraint)
+    def request(self, number: int, *asked: Any) -> Request:
+        request = super().request(number, *asked)
         top, first = self.wants[number]
         if top is not None:
-            request.params = SamplingParams(
-                max_tokens=count, prompt_logprobs=top, structured_outputs=request.params.structured_outputs
-            )
+            request.params.prompt_logprobs = top
             request.score_prompt(first)
         return request
 

@@ -82,10 +82,6 @@ class CacheManager:
         """Empty tables for a new request."""
         return BlockTables(root, [[] for _ in self.groups])
 
-    def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that `num_tokens` tokens occupy, over all groups, while all of them are held."""
-        return -(-num_tokens // self.block_size) * len(self.groups)
-
     def lookup(self, tables: BlockTables, source: TokenSource, num_tokens: int) -> Hit:
         """The longest cached prefix of a request of `num_tokens`; its last token is always computed."""
         limit = (num_tokens - 1) // self.block_size if self.caching else 0

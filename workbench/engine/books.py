@@ -112,9 +112,8 @@ class Books:
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
         self.waiting.push(request)
         if self.emit:
-            request.prompt_token_ids.flags.writeable = (
-                False  # the request's own, from now on shown to observers
-            )
+            # The request's own, and from now on shown to observers.
+            request.prompt_token_ids.flags.writeable = False
             self.emit(
                 RequestArrived(
                     request.times.queued,
