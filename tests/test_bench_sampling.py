@@ -19,20 +19,20 @@ def test_every_option_differs_from_greedy_in_what_it_is_named_after() -> None:
     for name, options in sampling.OPTIONS.items():
         asked = SamplingParams(**options)
         assert name == "greedy" or asked != greedy
-    assert set(sampling.REACH) < set(sampling.OPTIONS)
+    assert set(sampling.REACH) < {*sampling.OPTIONS, sampling.PROMPTS}
 
 
 def test_a_row_an_option_with_ratios_that_follow_from_the_times(tmp_path: Path) -> None:
     file = tmp_path / "sampling.csv"
-    assert main(["sampling", *QUICK, "--options", "min_p", "logprobs", "-o", str(file)]) == 0
+    assert main(["sampling", *QUICK, "--options", "min_p", "json", "prompt_logprobs", "-o", str(file)]) == 0
     with file.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
-    assert [row["option"] for row in rows] == ["min_p", "logprobs"]
+    assert [row["option"] for row in rows] == ["min_p", "json", "prompt_logprobs"]
     for row in rows:
         ratios = [float(ratio) for ratio in row["all_ratios"].split()]
         assert len(ratios) == 2
         assert min(ratios) <= float(row["ratio"]) <= max(ratios)
-        assert float(row["step_ms"]) > 0
+        assert float(row["option_ms"]) > 0
         assert row["reach"] == "", "there is nothing to reach on another device"
 
 

@@ -12,7 +12,7 @@ from collections import deque
 import numpy as np
 
 from workbench.engine.plan import StepPlan
-from workbench.engine.result import Failure, StepResult
+from workbench.engine.result import Failure, Forced, StepResult
 
 VOCABULARY = 97
 
@@ -47,6 +47,7 @@ class FakeRunner:
         self.fail_at: set[int] = set()
         self.failing: dict[int, int] = {}  # request's number -> the token of its output that fails
         self.failed: dict[int, list[Failure]] = {}  # by step
+        self.forces = False  # of constrained requests, tokens that follow the one sampled are told with it
         self.reset()
 
     def reset(self) -> None:
@@ -63,6 +64,7 @@ class FakeRunner:
             tables = [list(blocks) for blocks in added.blocks]
             self.rows[added.row] = {"tokens": added.token_ids.tolist(), "tables": tables, "seed": added.seed}
             self.rows[added.row]["prompt"] = added.num_prompt_tokens
+            self.rows[added.row]["constrained"] = added.params.structured_outputs is not None
         for group, growth in enumerate(plan.grown):
             for row, place, block in zip(growth.rows, growth.places, growth.blocks, strict=True):
                 table = self.rows[int(row)]["tables"][group]
@@ -75,18 +77,32 @@ class FakeRunner:
         )
         for row, start, count, _ in work:  # every write of a step comes before its reads, as in a layer
             self._write(self.rows[row], start, count)
-        sampled = []
+        sampled, forced = [], []
         for row, start, count, samples in work:
             if samples:
                 state = self.rows[row]
+                if self.forces and state["constrained"]:  # the request may have taken but a part
+                    del state["tokens"][start + count :]
                 token = self._read(state, start + count)
                 state["tokens"].append(token)
                 if len(state["tokens"]) - state["prompt"] == self.failing.get(state["seed"]):
                     self.failed.setdefault(plan.index, []).extend([Failure(row, "no token")] * 2)
                 sampled.append(token)
+                if self.forces and state["constrained"]:
+                    forced.append(Forced(row, start + count + 1, self._follow(state, token % 4)))
         return StepResult(
-            plan.index, plan.rows[plan.samples], np.array(sampled, np.int32), None, 0.0, 0.0, 0.0
-        )
+            plan.index, plan.rows[plan.samples], np.array(sampled, np.int32), None, 0.0, 0.0, 0.0,
+            forced=tuple(forced),
+        )  # fmt: skip
+
+    def _follow(self, state: dict, count: int) -> np.ndarray:
+        """The next tokens, which nobody has to sample, up to one that is to fail."""
+        begin = len(state["tokens"])
+        while len(state["tokens"]) < begin + count:
+            if len(state["tokens"]) + 1 - state["prompt"] == self.failing.get(state["seed"]):
+                break
+            state["tokens"].append(next_token(np.array(state["tokens"]), state["seed"]))
+        return np.array(state["tokens"][begin:], np.int32)
 
     def collect(self, ticket: StepResult) -> StepResult:
         return ticket

@@ -68,7 +68,9 @@ def test_tables_and_outputs_say_the_same(folder: Path, seed: int) -> None:
     assert r.preemptions.sum() > 0, "this workload preempts nobody"
     assert (r.finish_reason == "abort").any(), "this workload aborts nobody"
     assert metrics["vllm:num_preemptions"].value == r.preemptions.sum()
-    assert metrics["vllm:generation_tokens"].value == r.output_tokens.sum() == s.sampled.sum()
+    assert (
+        metrics["vllm:generation_tokens"].value == r.output_tokens.sum() == s.sampled.sum() + s.forced.sum()
+    )
     looked = t.events[t.events.kind == "prefix_looked_up"]
     admitted = t.events[t.events.kind == "request_admitted"]
     assert set(zip(admitted.step, admitted.request_id, strict=True)) <= set(

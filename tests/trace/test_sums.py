@@ -39,7 +39,9 @@ def check(house: House) -> None:
         c["scheduled"][(c["step"] == i) & c["dropped"]].sum() for i in s["step"]
     ]
     assert s["requests"].tolist() == [(c["step"] == step).sum() for step in s["step"]]
-    assert s["sampled"].tolist() == [(t["step"] == step).sum() for step in s["step"]]
+    for name, forced in (("sampled", False), ("forced", True)):
+        mine = t["step"][t["forced"] == forced]
+        assert s[name].tolist() == [(mine == step).sum() for step in s["step"]]
     assert s["preempted"].sum() == r["preemptions"].sum()
 
     # requests against their chunks

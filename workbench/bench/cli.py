@@ -178,10 +178,11 @@ def _sampling(arguments: argparse.Namespace) -> Result:
     from workbench.bench import sampling
 
     load = sampling.Load(arguments.tokens, arguments.out)
-    options = arguments.options or [*sampling.OPTIONS]
+    options = arguments.options or [*sampling.OPTIONS, sampling.PROMPTS]
     rows, summary = sampling.measure(arguments.model, arguments.requests, options, load, arguments.rounds)
     title = (
-        "Sampling: milliseconds of a step in which all requests decode; first_s: what the first run took more"
+        "Sampling: milliseconds of a step in which all requests decode (of the whole call for"
+        " prompt_logprobs); first_s: what the first run took more"
     )
     return Result(title, rows, _of_origin(rows[0]) | summary, sampling.SHOWN)
 

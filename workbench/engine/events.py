@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from workbench.cache.kv_events import KVEvent
@@ -114,6 +114,13 @@ class StepPlanned:
     plan_s: float  # host seconds spent planning
 
 
+class Followed(NamedTuple):
+    """Tokens that a request took unsampled behind its newest one, for its grammar left no choice."""
+
+    request_id: str
+    token_ids: Ints  # [f]
+
+
 @dataclass(frozen=True, slots=True)
 class StepCommitted:
     """A step's result was applied to its requests."""
@@ -124,11 +131,17 @@ class StepCommitted:
     taken: Ints  # [k]; line of the result each took
     overshoot: int  # tokens computed for requests that had already ended or been preempted
     commit_s: float  # host seconds spent committing
+    followed: tuple[Followed, ...] = ()
 
     @property
     def token_ids(self) -> Ints:
         """[k]; the tokens they took."""
         return self.result.token_ids[self.taken]
+
+    @property
+    def num_followed(self) -> int:
+        """Tokens taken unsampled."""
+        return sum(len(each.token_ids) for each in self.followed)
 
 
 @dataclass(frozen=True, slots=True)

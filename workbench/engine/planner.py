@@ -59,14 +59,16 @@ class Planner:
     def restart(self) -> None:
         """Nobody runs any more."""
         self._scoring.clear()
+        self.unsettle()
+
+    def unsettle(self) -> None:
+        """Somebody wants more than the token it sampled last."""
         self._steady = self._room = 0
 
     def plan(self) -> Draft | None:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
         books, running = self._books, self._books.running
         alone = not (len(books.waiting) or self._untold)
-        if running.num_synchronous and books.flights:
-            self._steady = 0  # some may have to sit this step out
         if self._steady and self._room and alone and 0 < running.count <= books.limits.budget:
             return self._repeat()
         draft = Draft(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
@@ -118,11 +120,7 @@ class Planner:
         """Tokens for each place: what it wants, in running order, until the budget is spent."""
         running = self._books.running
         # The last token a request may have is never computed: nothing is sampled after it.
-        reach = running.length
-        if running.num_synchronous:
-            known = running.cursor - running.row * self._books.limits.max_length
-            reach = np.where(running.synchronous, known, reach)
-        want = np.minimum(reach, running.end - 1) - running.computed
+        want = np.minimum(running.length, running.end - 1) - running.computed
         if self._books.limits.long_prefill:
             np.minimum(want, self._books.limits.long_prefill, out=want)
         before = np.cumsum(want) - want

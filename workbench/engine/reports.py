@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.engine.books import Books
-from workbench.engine.events import StepCommitted, StepPlanned
+from workbench.engine.events import Followed, StepCommitted, StepPlanned
 from workbench.engine.flight import Flight
 from workbench.engine.plan import StepPlan
 from workbench.engine.request import Request
@@ -48,8 +48,8 @@ def _planned_ids(books: Books, flight: Flight) -> tuple[str, ...]:
 
 def light(result: StepResult) -> StepResult:
     """What observers keep of a result."""
-    if result.scores:
-        result = result._replace(scores=())
+    if result.scores or result.forced:
+        result = result._replace(scores=(), forced=())  # what was taken of the latter is told apart
     if result.logprobs is None or result.logprobs.whole is None:
         return result
     return result._replace(logprobs=result.logprobs.without_whole)
@@ -61,9 +61,11 @@ def step_committed(
     result: StepResult,
     requests: Sequence[Request],
     kept: list[int] | None,
+    followed: tuple[Followed, ...],
     began: float,
 ) -> StepCommitted:
     """A result as it was applied. `kept`: lines of the result that somebody took; None: all."""
+    result = light(result)
     for array in _arrays_of_result(result):
         array.flags.writeable = False
     now, running = books.clock(), books.running
@@ -76,11 +78,12 @@ def step_committed(
         taken.flags.writeable = False
     return StepCommitted(
         at=now,
-        result=light(result),
+        result=result,
         request_ids=request_ids,
         taken=taken,
         overshoot=flight.overshoot,
         commit_s=now - began,
+        followed=followed,
     )
 
 
@@ -94,6 +97,8 @@ def _arrays_of_plan(plan: StepPlan) -> Iterator[npt.NDArray[Any]]:
 
 def _arrays_of_result(result: StepResult) -> Iterator[npt.NDArray[Any]]:
     yield from (result.rows, result.token_ids)
+    if result.masked is not None:
+        yield result.masked
     for column in result.logprobs or ():
         if isinstance(column, np.ndarray):
             yield column

@@ -100,11 +100,6 @@ class Request:
         return self.state is State.FINISHED
 
     @property
-    def synchronous(self) -> bool:
-        """Whether its last token has to be on the host before the next is planned: a mask depends on it."""
-        return self.params.structured_outputs is not None
-
-    @property
     def watched(self) -> bool:
         """Whether each of its tokens has to be looked at one by one."""
         return self.streams or self.stop_check is not None or self.params.wants_logprobs

@@ -85,6 +85,14 @@ class Failure(NamedTuple):
     message: str
 
 
+class Forced(NamedTuple):
+    """Tokens that have to follow the one a row sampled: its grammar leaves no choice."""
+
+    row: int
+    start: int  # position of the first
+    token_ids: Ints  # [f]
+
+
 class StepResult(NamedTuple):
     """The tokens of one step and the times at which it was launched and collected."""
 
@@ -97,3 +105,5 @@ class StepResult(NamedTuple):
     device_s: float  # seconds the device computed
     scores: tuple[Scores, ...] = ()  # a chunk each, in the order of the plan's scoring
     failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
+    masked: Floats | None = None  # [m]; share of the vocabulary a grammar ruled out, NaN where there is none
+    forced: tuple[Forced, ...] = ()  # of rows that no step in flight computes

@@ -52,12 +52,11 @@ class Running:
         self.max_rows = max_rows
         self.count = 0
         self.version = 0  # changes with membership
-        self.num_synchronous = 0
         self.requests: list[Request] = []  # in running order; replaced, never changed in place
         self.tokens: Ints = np.zeros((max_rows, max_length), np.int32)  # by row
         self._flat = self.tokens.reshape(-1)
         self._free_rows = list(range(max_rows - 1, -1, -1))
-        self._columns: Longs = np.zeros((8, max_rows), np.int64)
+        self._columns: Longs = np.zeros((7, max_rows), np.int64)
         self._stops: Ints = np.full((1, max_rows), NO_TOKEN, np.int32)  # as the tokens they meet
         self._unlooked = 0  # appends ahead in which nobody reaches its look_cursor
         self._place_of_row: Longs = np.full(max_rows, -1, np.int64)
@@ -77,7 +76,6 @@ class Running:
             self.capacity,
             self.end,  # length at which the request ends
             self.cursor,
-            self.synchronous,  # 1: its last token has to be known before the next one is planned
             self.look_cursor,  # from here on, tokens are looked at one by one: at the end, or 0 if watched
         ) = self._columns[:, :n]
         self.stops = [stops[:n] for stops in self._stops]  # ids that end a request, NO_TOKEN for none
@@ -117,10 +115,8 @@ class Running:
                 capacity,
                 request.max_length,
                 base + known,
-                request.synchronous,
                 0 if request.watched or request.times.first_token is None else base + request.max_length,
             )
-            self.num_synchronous += request.synchronous
             self._set_stops(self.count, request.stop_ids)
             self.count += 1
         self.requests = self.requests + [admission.request for admission in admissions]
@@ -140,7 +136,6 @@ class Running:
         for place in places:
             request = self.requests[place]
             request.token_ids = self.tokens_at(place).copy()
-            self.num_synchronous -= request.synchronous
             self._place_of_row[request.row] = -1
             self._free_rows.append(request.row)
         self._columns[:, : keep.sum()] = self._columns[:, : self.count][:, keep]
@@ -174,6 +169,19 @@ class Running:
         """From now on the request's tokens are looked at only where it may end."""
         self._unlooked = 0
         self.look_cursor[place] = int(self.row[place]) * self.tokens.shape[1] + int(self.end[place])
+
+    def follow(self, place: int, token_id: int) -> None:
+        """A token that nobody sampled, behind the newest one of a request that no step in flight computes."""
+        assert self.known_at(place) == self.length[place], "a token that was promised is still to come"
+        self._flat[self.cursor[place]] = token_id
+        self.cursor[place] += 1
+        self.length[place] += 1
+        self._unlooked = 0
+
+    def retract(self, place: int) -> None:
+        """Take back what followed last."""
+        self.cursor[place] -= 1
+        self.length[place] -= 1
 
     def advance(self, ones: Longs) -> None:
         """A steady step: each request computes the token it sampled last, and is promised another."""

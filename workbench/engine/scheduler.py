@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from workbench.cache.manager import CacheManager
 from workbench.engine.books import Books, Ending, Limits
 from workbench.engine.clock import Clock
-from workbench.engine.events import Emitter, StepFailed
+from workbench.engine.events import Emitter, Followed, StepFailed
 from workbench.engine.flight import Commit, Flight
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.planner import Planner
@@ -88,28 +88,48 @@ class Scheduler:
             places = running.places_of_rows(rows)
         lines = running.append(places, token_ids)
         self.counts.generation_tokens += len(token_ids)
-        if self._emit:
-            self._emit(step_committed(self._books, flight, result, requests, kept, began))
         streamed: list[Request] = []
         for line in lines:
             request = requests[line]
             of_result = line if kept is None else kept[line]
-            self._look(request, int(token_ids[line]), result, of_result, began, ending)
+            self._look(request, result, of_result, began)
+            if (end := self._end_of(request, int(token_ids[line]))) is not None:
+                ending.append(end)
             if request.streams:
                 streamed.append(request)
+        followed = self._follow(flight, result, ending) if result.forced else ()
+        if self._emit:
+            self._emit(step_committed(self._books, flight, result, requests, kept, followed, began))
         self._books.retire(ending)
         return Commit(flight, requests, streamed, [each.request for each in ending])
 
-    def _look(
-        self,
-        request: Request,
-        token_id: int,
-        result: StepResult,
-        line: int,
-        now: float,
-        ending: list[Ending],
-    ) -> None:
-        """One request's new token, looked at closely: does it end here, and who has to know?"""
+    def _follow(self, flight: Flight, result: StepResult, ending: list[Ending]) -> tuple[Followed, ...]:
+        """Requests take what their grammars force, up to a token that would end them: that one is sampled.
+
+        Text is looked through for stop strings a token at a time, and never again: there nothing follows.
+        """
+        holders = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
+        ended, followed = {each.request for each in ending}, []
+        for row, _, token_ids in result.forced:
+            request = holders[row]
+            if request in ended or request in flight.dropped or request.stop_check is not None:
+                continue
+            taken = 0
+            for token_id in token_ids.tolist():
+                self.running.follow(place := self.running.place_of(request), token_id)
+                if self._end_of(request, token_id) is not None:
+                    self.running.retract(place)
+                    break
+                taken += 1
+            if taken:
+                followed.append(Followed(request.request_id, token_ids[:taken]))
+                self.counts.generation_tokens += taken
+        if followed:
+            self._planner.unsettle()
+        return tuple(followed)
+
+    def _look(self, request: Request, result: StepResult, line: int, now: float) -> None:
+        """One request has a token that somebody has to know of."""
         place = self.running.place_of(request)
         if request.times.first_token is None:
             request.times.first_token = now
@@ -119,6 +139,10 @@ class Scheduler:
         if request.params.wants_logprobs:
             assert result.logprobs is not None, "logprobs were asked for and the runner gave none"
             request.keep_logprobs(result.logprobs, line)
+
+    def _end_of(self, request: Request, token_id: int) -> Ending | None:
+        """Whether the request ends with its newest token, and why."""
+        place = self.running.place_of(request)
         length = self.running.known_at(place)
         num_output = length - request.num_prompt_tokens
         text_stop = None
@@ -127,14 +151,12 @@ class Scheduler:
                 text_stop = request.stop_check(self.running.tokens_at(place)[request.num_prompt_tokens :])
             except Exception:  # its own request ends with it, and no other
                 logger.exception("%s: its stop strings cannot be looked for; it ends", request)
-                ending.append(Ending(request, "error", None))
-                return
+                return Ending(request, "error", None)
         if token_id in request.stop_ids and num_output >= request.params.min_tokens:
-            ending.append(Ending(request, "stop", None if token_id in request.eos_token_ids else token_id))
-        elif text_stop is not None:
-            ending.append(Ending(request, "stop", text_stop))
-        elif length >= request.max_length:
-            ending.append(Ending(request, "length", None))
+            return Ending(request, "stop", None if token_id in request.eos_token_ids else token_id)
+        if text_stop is not None:
+            return Ending(request, "stop", text_stop)
+        return Ending(request, "length", None) if length >= request.max_length else None
 
     def fail(self, error: str) -> Commit:
         """The oldest step in flight failed. Its requests end with "error", the others are recomputed.

@@ -19,6 +19,10 @@ from workbench.runtime.kv_store import KVStore, kv_groups
 from workbench.runtime.processing import Processors
 from workbench.runtime.sampler import LogprobsMode, Sampler
 
+# On a GPU a step in which some row computes several tokens runs launch by launch, at several times the cost
+# of a graph where few rows run.
+LEAST_FORCED = 8
+
 
 def make_runner(
     model: Decoder,
@@ -32,7 +36,9 @@ def make_runner(
     processors: Sequence[Any] = (),
 ) -> Runner:
     """What computes plans on the model's device. `eager`: no graphs. `processors`: of the logits."""
-    constraints = Constraints(compile_grammar, model.spec.vocab_size)
+    constraints = Constraints(
+        compile_grammar, model.spec.vocab_size, _least_forced(model, config, processors)
+    )
     rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
     layouts = store.layouts(model.spec, groups)
     sampler = Sampler(mode, Processors(processors) if processors else None)
@@ -65,6 +71,14 @@ def make_runner(
     if model.device.type == "cuda":
         runner.warm(warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups)))
     return runner
+
+
+def _least_forced(model: Decoder, config: EngineConfig, processors: Sequence[Any]) -> int | None:
+    """Tokens without an alternative that are computed together, at the least: see `Constraints`."""
+    # Overlapped, the next step is planned before it is known; and processors see the logits of every token.
+    if config.async_scheduling or processors:
+        return None
+    return 1 if model.device.type == "cpu" else LEAST_FORCED
 
 
 def scratch_bytes(

@@ -6,6 +6,7 @@ of models, sampling or the pool.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from workbench.cache.pool import NULL_BLOCK
 from workbench.engine.plan import Addition, StepPlan
+from workbench.engine.result import Forced
 from workbench.kernels.attention.reference import (
     GEMV_QUERIES,
     Bucket,
@@ -95,6 +97,12 @@ class Batch:
         """Write sampled tokens [m] where the next step reads them."""
         place = (torch.from_numpy(rows).to(self.device), torch.from_numpy(lengths).to(self.device))
         self.tokens.index_put_(place, token_ids.to(torch.int32))
+
+    def follow(self, forced: Sequence[Forced]) -> None:
+        """Write tokens that nobody has to sample, as far as they have room."""
+        for row, start, token_ids in forced:
+            room = self.tokens[row, start : start + len(token_ids)]
+            room.copy_(torch.from_numpy(token_ids[: len(room)]))
 
     def inputs(self, plan: StepPlan) -> Inputs:
         """Lay a plan out flat."""

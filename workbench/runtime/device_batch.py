@@ -14,6 +14,7 @@ from torch import Tensor
 
 from workbench.cache.pool import NULL_BLOCK
 from workbench.engine.plan import Addition, Growth, StepPlan
+from workbench.engine.result import Forced
 from workbench.kernels.attention.reference import Layout
 from workbench.kernels.sample.reference import Options
 from workbench.runtime.adjusting import Adjuster
@@ -117,6 +118,12 @@ class DeviceBatch:
             # Copies, for observers hold the plan's own and torch asks for memory that may be written to.
             rows, places, blocks = (self.pinned.upload(column.copy()) for column in growth)
             table.index_put_((rows.long(), places.long()), blocks)
+
+    def follow(self, forced: Sequence[Forced]) -> None:
+        """Tokens that nobody has to sample, as far as they have room."""
+        for row, start, token_ids in forced:
+            room = self.tokens[row, start : start + len(token_ids)]
+            room.copy_(self.pinned.upload(token_ids[: len(room)]))
 
     def options(self, rows: Tensor, lengths: Tensor) -> Options:
         """The sampling options of some rows [m] int32, as the kernels take them."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.result import Failure, Scores, StepResult
-from workbench.runtime.constraints import Constrained, Constraints, accept
+from workbench.runtime.constraints import Constrained, Constraints
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs, Replay
@@ -113,6 +113,7 @@ class KernelRunner:
         on_gpu = batch.device.type == "cuda"
         self._ordered: Ints | None = None  # the rows that `_order` is of
         self._order = Order(np.empty(0, np.int64), np.empty(0, np.int64))
+        self._last: KernelTicket | None = None  # of the step launched last
         self._moments = [(Moment(on_gpu, clock), Moment(on_gpu, clock)) for _ in range(IN_FLIGHT)]
 
     @naming_faults
@@ -131,7 +132,8 @@ class KernelRunner:
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
         rows = plan.rows[plan.samples]
-        return KernelTicket(plan.index, rows, token_ids, told, began, begun, done)
+        self._last = KernelTicket(plan.index, rows, token_ids, told, began, begun, done)
+        return self._last
 
     def _run(self, plan: StepPlan, sampling: int) -> Told:
         lines = len(plan.rows)
@@ -172,7 +174,7 @@ class KernelRunner:
         if draw is not None and not asking and not plan.logprobs:
             draw.replay()
             return NOTHING
-        constrained = self._constraints.masks(plan)  # while the device computes the logits
+        constrained = self._masks(plan)
         return self._draw(size, sampling, asking, plan.logprobs, constrained)
 
     def _process(self, sampler: Sampler, plan: StepPlan, lines: int) -> Told:
@@ -180,12 +182,26 @@ class KernelRunner:
         rows = plan.rows[plan.samples].astype(np.int64)
         lengths = (plan.starts + plan.counts)[plan.samples].astype(np.int64)
         logits, batch = self._step.logits[: len(rows)], self._batch
-        constrained = self._constraints.masks(plan)  # while the device computes the logits
+        constrained = self._masks(plan)
         sampled = sampler.sample(
             logits, rows, lengths, batch.additions, batch.tokens, plan.logprobs, constrained
         )
         self._step.take(lines, sampled.token_ids)
         return Told(sampled.logprobs, sampled.wanted, failed=sampled.failed, constrained=constrained)
+
+    def _masks(self, plan: StepPlan) -> Constrained | None:
+        """What grammars let come next, found while the device computes the logits.
+
+        The tokens of the step before may still be on their way.
+        """
+        last = self._last
+        if last is not None and last.told.constrained is not None:
+            last.done.wait()
+            last.told.constrained.take(last.token_ids.numpy())
+        constrained = self._constraints.masks(plan)
+        if constrained is not None:
+            self._batch.follow(constrained.forced)
+        return constrained
 
     def _order_of(self, plan: StepPlan) -> Order:
         """Made once for each membership: all contexts grow alike."""
@@ -232,10 +248,13 @@ class KernelRunner:
         if told.scoring is not None and told.scored is not None:
             scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
-        failed = (*told.failed, *accept(told.constrained, token_ids))
+        constrained = told.constrained
+        refused = () if constrained is None else constrained.take(token_ids)
         return StepResult(
             ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s,
-            scores, failed,
+            scores, (*told.failed, *refused),
+            None if constrained is None else constrained.masked,
+            () if constrained is None else constrained.forced,
         )  # fmt: skip
 
     def warm(self, plans: Iterable[StepPlan]) -> None:
@@ -243,7 +262,8 @@ class KernelRunner:
         sampler, self._sampler = self._sampler, None  # nobody's processors see these
         for plan in plans:
             self.collect(self.launch(plan))
-            self._step.warm_mask(sorted(self._batch.special))
+            asking = {row: self._batch.additions[row].params for row in sorted(self._batch.special)}
+            self._step.warm_mask([row for row, params in asking.items() if is_adjusted(params)])
             self.reset()
         self._sampler = sampler
 
@@ -251,3 +271,4 @@ class KernelRunner:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
         self._constraints.clear()
+        self._last = None

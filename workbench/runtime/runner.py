@@ -16,7 +16,7 @@ from workbench.kernels.logprobs.reference import logprobs as logprobs_of
 from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
-from workbench.runtime.constraints import Constrained, Constraints, accept
+from workbench.runtime.constraints import Constrained, Constraints
 from workbench.runtime.contexts import Contexts
 from workbench.runtime.device import naming_faults
 from workbench.runtime.kv_store import KVStore
@@ -57,6 +57,7 @@ class TorchRunner:
         self._sampler = sampler
         self._constraints = constraints
         self._clock = clock
+        self._last: Ticket | None = None  # of the step launched last
         self._contexts = Contexts(store, store.layouts(model.spec, groups), model.spec.num_layers)
 
     @naming_faults
@@ -80,12 +81,21 @@ class TorchRunner:
         if scored is not None:
             wanted = torch.cat((wanted, torch.from_numpy(scored.places).to(wanted.device)))
         hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=wanted)
+        self._take_last()
         constrained = self._constraints.masks(plan)
         sampled = self._sample(hidden[:count], inputs.rows, inputs.lengths, plan.logprobs, constrained)
+        if constrained is not None:
+            self._batch.follow(constrained.forced)
         scores = () if scored is None else self._score(hidden[count:], scored)
         ended = self._clock()
         rows = plan.rows[plan.samples]
-        return Ticket(plan.index, rows, sampled, scores, began, ended - began, constrained)
+        self._last = Ticket(plan.index, rows, sampled, scores, began, ended - began, constrained)
+        return self._last
+
+    def _take_last(self) -> None:
+        """What the step before drew under a constraint, for the next mask."""
+        if self._last is not None and self._last.constrained is not None:
+            self._last.constrained.take(_on_host(self._last.sampled.token_ids))
 
     def _score(self, hidden: Tensor, scored: Scored) -> tuple[Scores, ...]:
         """`hidden` [t, hidden]: of what predicts the prompt tokens that are told of."""
@@ -117,17 +127,26 @@ class TorchRunner:
     @naming_faults
     def collect(self, ticket: Ticket) -> StepResult:
         """Bring a step's tokens to the host."""
-        token_ids = ticket.sampled.token_ids.to(torch.int32).cpu().numpy()
+        token_ids = _on_host(ticket.sampled.token_ids)
         columns, wanted = ticket.sampled.logprobs, ticket.sampled.wanted
         logprobs = None if columns is None or wanted is None else to_columns(columns, wanted)
-        failed = (*ticket.sampled.failed, *accept(ticket.constrained, token_ids))
+        constrained = ticket.constrained
+        refused = () if constrained is None else constrained.take(token_ids)
         now = self._clock()
         return StepResult(
             ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
-            ticket.scores, failed,
+            ticket.scores, (*ticket.sampled.failed, *refused),
+            None if constrained is None else constrained.masked,
+            () if constrained is None else constrained.forced,
         )  # fmt: skip
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
         self._constraints.clear()
+        self._last = None
+
+
+def _on_host(token_ids: Tensor) -> Ints:
+    ids: Ints = token_ids.to(torch.int32).cpu().numpy()
+    return ids

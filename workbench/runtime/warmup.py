@@ -15,6 +15,8 @@ from workbench.params import SamplingParams
 FEWEST = 64  # tokens of the smallest step; below that steps run what graphs run
 
 PLAIN = SamplingParams(temperature=1.0)
+# Processed logprobs of logits that nothing adjusts come by a form of their kernel of their own.
+TOLD = SamplingParams(temperature=1.0, logprobs=1)
 # Everything that makes a row more than a draw from the model's logits.
 SPECIAL = SamplingParams(
     temperature=0.8,
@@ -32,7 +34,7 @@ SPECIAL = SamplingParams(
 
 
 def warm_plans(rows: int, tokens: int, length: int, block_size: int, groups: int) -> Iterator[StepPlan]:
-    """One prompt of every order of magnitude; many rows at once; a row that asks for all there is.
+    """One prompt of every order of magnitude; many rows at once; rows that ask for more than a token.
 
     Args:
         rows, tokens, length: most requests, tokens of a step, and tokens of a request.
@@ -46,7 +48,7 @@ def warm_plans(rows: int, tokens: int, length: int, block_size: int, groups: int
     many = min(rows, tokens // 2)
     if many > 1:
         steps += [(many, min(tokens // many, longest), params) for params in (PLAIN, SPECIAL)]
-    steps.append((1, 2, SPECIAL))
+    steps += [(1, 2, SPECIAL), (1, 2, TOLD)]
     for index, (lines, count, params) in enumerate(steps):
         yield _plan(index, lines, count, params, block_size, groups)
 

@@ -42,7 +42,7 @@ from workbench.engine.events import (
 )
 from workbench.engine.policies import POLICIES, Policy, policy_named
 from workbench.engine.request import Request, State, StopCheck, Times
-from workbench.engine.result import Failure, StepResult
+from workbench.engine.result import Failure, Forced, StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.errors import check_names
 from workbench.params import SamplingParams
@@ -165,6 +165,7 @@ class Script:
     eos_token_ids: tuple[int, ...] = ()
     score_from: int = 0
     token_ids: list[int] = field(default_factory=list)  # generated
+    follows: dict[int, int] = field(default_factory=dict)  # place -> tokens from there on that nobody sampled
     finished: RequestFinished | None = None
 
     def request(self, scheduler: Scheduler, now: float) -> Request:
@@ -229,6 +230,9 @@ def _scripts(events: Sequence[Event]) -> list[Script]:
             case StepCommitted():
                 for name, token_id in zip(event.request_ids, event.token_ids.tolist(), strict=True):
                     latest[name].token_ids.append(token_id)
+                for name, token_ids in event.followed:
+                    latest[name].follows[len(latest[name].token_ids)] = len(token_ids)
+                    latest[name].token_ids += token_ids.tolist()
             case RequestFinished():
                 latest[event.request_id].finished = event
             case _:
@@ -319,10 +323,13 @@ class _Player:
         tokens = np.array([script.token_at(place) for _, script, place in asked], np.int32)
         failures = [(row, script.failure_at(place)) for row, script, place in asked]
         failed = tuple([Failure(row, why) for row, why in failures if why is not None])
+        forced = [] if len(self.scheduler.flights) > 1 else _follows(asked, positions.tolist())
         times = (self._now, self._now, 0.0)
         if recorded is not None:
             times = (recorded.result.launch_s, recorded.result.collect_s, recorded.result.device_s)
-        self.scheduler.commit(StepResult(plan.index, rows, tokens, None, *times, failed=failed))
+        self.scheduler.commit(
+            StepResult(plan.index, rows, tokens, None, *times, failed=failed, forced=tuple(forced))
+        )
 
     def _fail(self, event: StepFailed, later: Sequence[Event]) -> None:
         if not self.scheduler.flights:
@@ -341,6 +348,16 @@ class _Player:
 
     def _plan_within(self) -> bool:
         return len(self.scheduler.flights) < self._depth and self.scheduler.plan() is not None
+
+
+def _follows(asked: Sequence[tuple[int, Script, int]], positions: Sequence[int]) -> list[Forced]:
+    """What came unsampled behind the tokens that are due."""
+    forced = []
+    for (row, script, place), position in zip(asked, positions, strict=True):
+        if count := script.follows.get(place + 1):
+            token_ids = script.token_ids[place + 1 : place + 1 + count]
+            forced.append(Forced(row, position + 1, np.array(token_ids, np.int32)))
+    return forced
 
 
 def _ended(later: Sequence[Event]) -> set[str]:

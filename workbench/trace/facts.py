@@ -64,6 +64,7 @@ class StepFacts:
     num_preempted: int
     committed: StepCommitted | None = None
     takers: Longs = field(default_factory=lambda: NONE)  # [k]; numbers of the requests that took a token
+    followers: Longs = field(default_factory=lambda: NONE)  # [f]; of those that took tokens unsampled
     failed: bool = False
     lost: set[int] = field(
         default_factory=set
@@ -207,6 +208,7 @@ class _Reader:
             return
         step.committed = event
         step.takers = self._numbers_of(event.request_ids)
+        step.followers = self._numbers_of(each.request_id for each in event.followed)
 
     def _failed(self, event: StepFailed) -> None:
         """The steps launched after a failed one go with it."""

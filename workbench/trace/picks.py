@@ -28,11 +28,23 @@ class Picks:
     token_id: Longs
     position: Longs
     at: Floats  # clock reading
+    forced: npt.NDArray[np.bool_]  # taken unsampled
+    masked: Floats
     logprob: Floats
     rank: Floats
     entropy: Floats
     top_ids: Texts
     top_logprobs: Texts
+
+
+class _Taken(NamedTuple):
+    """One step's tokens: those sampled, then those that followed unsampled."""
+
+    request: Longs
+    token_id: Longs
+    position: Longs
+    forced: npt.NDArray[np.bool_]
+    masked: Floats
 
 
 class _Likelihoods(NamedTuple):
@@ -50,18 +62,48 @@ def read_picks(facts: Facts) -> Picks:
     done = [(step, step.committed) for step in facts.steps if step.committed is not None]
     if not done:
         times, texts = np.empty(0, np.float64), np.empty(0, np.object_)
-        return Picks(NONE, NONE, NONE, NONE, times, times, times, times, texts, texts)
-    sizes = [len(event.taken) for _, event in done]
+        return Picks(
+            NONE, NONE, NONE, NONE, times, times.astype(bool), times, times, times, times, texts, texts
+        )
+    taken = [_taken(step, event) for step, event in done]
+    sizes = [len(each.request) for each in taken]
     asked = np.array([request.logprobs for request in facts.requests], np.int64)
     found = [_likelihoods(event, asked[step.takers], step.planned.plan.logprobs) for step, event in done]
+    request, token_id, position, forced, masked = map(np.concatenate, zip(*taken, strict=True))
     return Picks(
-        np.concatenate([step.takers for step, _ in done]),
+        request,
         np.repeat([step.planned.plan.index for step, _ in done], sizes),
-        np.concatenate([event.token_ids for _, event in done]).astype(np.int64),
-        np.concatenate([_positions(step, event) for step, event in done]).astype(np.int64),
+        token_id,
+        position,
         np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
+        forced,
+        masked,
         *(np.concatenate(columns) for columns in zip(*found, strict=True)),
     )
+
+
+def _taken(step: StepFacts, event: StepCommitted) -> _Taken:
+    result, size = event.result, len(event.taken)
+    masked = np.full(size, NAN) if result.masked is None else result.masked[event.taken].astype(np.float64)
+    taken = _Taken(
+        step.takers, event.token_ids.astype(np.int64), _positions(step, event).astype(np.int64),
+        np.zeros(size, np.bool_), masked,
+    )  # fmt: skip
+    if not event.followed:
+        return taken
+    # One token was allowed, as ahead of it.
+    line_of = {number: line for line, number in enumerate(step.takers.tolist())}
+    lines = np.array([line_of[number] for number in step.followers.tolist()], np.int64)
+    counts = [len(each.token_ids) for each in event.followed]
+    behind = np.concatenate([np.arange(1, count + 1) for count in counts])
+    followed = _Taken(
+        np.repeat(step.followers, counts),
+        np.concatenate([each.token_ids for each in event.followed]).astype(np.int64),
+        np.repeat(taken.position[lines], counts) + behind,
+        np.ones(sum(counts), np.bool_),
+        np.repeat(masked[lines], counts),
+    )
+    return _Taken(*(np.concatenate(pair) for pair in zip(taken, followed, strict=True)))
 
 
 def _positions(step: StepFacts, event: StepCommitted) -> npt.NDArray[np.int32]:
@@ -73,7 +115,7 @@ def _positions(step: StepFacts, event: StepCommitted) -> npt.NDArray[np.int32]:
 
 def _likelihoods(event: StepCommitted, asked: Longs, watched: int) -> _Likelihoods:
     """`asked`: top logprobs that the takers' requests asked for; `watched`: that an observer did, 0: none."""
-    columns, size = event.result.logprobs, len(event.taken)
+    columns, size = event.result.logprobs, len(event.taken) + event.num_followed
     found = _Likelihoods(
         np.full(size, NAN), np.full(size, NAN), np.full(size, NAN),
         np.full(size, None, np.object_), np.full(size, None, np.object_),
@@ -111,7 +153,8 @@ def token_table(facts: Facts, picks: Picks, decode: Decode | None) -> Table:
             "text": [texts[token_id] for token_id in picks.token_id.tolist()],
             "drafted": np.zeros(size, np.bool_),
             "accepted": np.zeros(size, np.bool_),
-            "masked": np.full(size, NAN),
+            "forced": picks.forced,
+            "masked": picks.masked,
             "logprob": picks.logprob,
             "rank": picks.rank,
             "entropy": picks.entropy,

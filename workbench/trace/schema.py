@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Kind = Literal["int", "float", "bool", "text"]
 Table = dict[str, npt.NDArray[Any]]  # name -> one value a row; text columns hold str or None
@@ -132,7 +132,8 @@ STEPS = (
     Column("requests", "int", "that got tokens"),
     Column("admitted", "int", "that left the waiting queue"),
     Column("preempted", "int", "that went back to it"),
-    Column("sampled", "int", "tokens that requests took"),
+    Column("sampled", "int", "tokens that were sampled and that requests took"),
+    Column("forced", "int", "tokens that requests took unsampled behind those: a grammar left no choice"),
     Column("running", "int", "requests with a batch row"),
     Column("waiting", "int", "requests in the queue"),
     Column("blocks_free", "int", "nobody holds; some are still findable"),
@@ -170,6 +171,7 @@ TOKENS = (
     Column("text", "text", "on its own; a piece of a character is shown as �"),
     Column("drafted", "bool", "it was a draft; false while nothing drafts"),
     Column("accepted", "bool", "a draft that the model agreed with; false while nothing drafts"),
+    Column("forced", "bool", "taken unsampled behind the token that the step sampled: no choice was left"),
     Column("masked", "float", "part of the vocabulary that a constraint ruled out; NaN: unconstrained"),
     Column("logprob", "float", "natural log, where logprobs were asked for"),
     Column("rank", "float", "1 is the likeliest token, where logprobs were asked for"),
