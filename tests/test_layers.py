@@ -59,12 +59,16 @@ FORBIDDEN = {
     "workbench.models": ("pandas", "workbench.engine.scheduler", *ABOVE),
     "workbench.trace": (
         *TORCH,
+        "ipywidgets",
+        "workbench.widgets",
         "workbench.runtime",
         "workbench.models",
         "workbench.llm",
         "workbench.engine.scheduler",
     ),
+    "workbench.widgets": (*TORCH, "workbench.runtime", "workbench.models", "workbench.llm"),
 }
+NOBODY_KNOWS = ("workbench.widgets",)
 LONGEST_FILE = 400  # lines; past that it is asking to be two
 LONGEST_FUNCTION = 60
 
@@ -126,6 +130,12 @@ def test_a_layer_does_not_import_what_is_above_it(layer: str) -> None:
     sources = [path for path in sources if not any(belongs(module_name(path), other) for other in EXEMPT)]
     assert sources, f"{layer} has no source"
     assert {module_name(path): bad for path in sources if (bad := offences(path, FORBIDDEN[layer]))} == {}
+
+
+@pytest.mark.parametrize("room", NOBODY_KNOWS)
+def test_a_room_on_top_is_imported_by_nobody_else(room: str) -> None:
+    others = [path for path in SOURCES if not belongs(module_name(path), room)]
+    assert [module_name(path) for path in others if offences(path, (room,))] == []
 
 
 def test_kernels_know_nothing_of_the_engine() -> None:

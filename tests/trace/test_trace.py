@@ -180,7 +180,8 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def of_class(self, tag: str, kind: str) -> int:
-        return sum(name == tag and attributes.get("class") == kind for name, attributes in self.tags)
+        classes = [(attributes.get("class") or "").split() for name, attributes in self.tags if name == tag]
+        return sum(kind in found for found in classes)
 
 
 def test_the_page_is_self_contained(busy: House, tmp_path: Path) -> None:

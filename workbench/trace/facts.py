@@ -6,7 +6,7 @@ Requests are numbered as they arrive, so that an id used again is another reques
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -113,15 +113,18 @@ class Facts:
 
 def read(events: Iterable[Event]) -> Facts:
     """Sort events into facts."""
-    reader = _Reader()
+    reader = Reader()
     for event in events:
         reader.take(event)
     return reader.facts
 
 
-class _Reader:
+class Reader:
+    """Takes events one by one; `facts` is what they said so far, `settled` hands out what is final."""
+
     def __init__(self) -> None:
         self.facts = Facts()
+        self._began = False  # a step was planned
         self._numbers: dict[str, int] = {}  # the latest request of each id
         self._open: dict[int, StepFacts] = {}  # planned, neither committed nor failed
         self._admitted: dict[int, RequestAdmitted] = {}  # since the last plan
@@ -155,6 +158,17 @@ class _Reader:
             case RequestFinished():
                 self._finished(event)
 
+    def settled(self) -> Facts:
+        """The steps that are over, up to the first that is not, and what was said of blocks; each only once.
+
+        Nothing that is said later changes them. The requests are those of `facts`.
+        """
+        facts = self.facts
+        count = next((k for k, s in enumerate(facts.steps) if s.status == "in flight"), len(facts.steps))
+        over = replace(facts, steps=facts.steps[:count], blocks=facts.blocks)
+        facts.steps, facts.blocks = facts.steps[count:], []
+        return over
+
     def _number(self, request_id: str) -> int:
         if request_id not in self._numbers:  # its arrival was not recorded
             self.facts.began_late = True
@@ -181,7 +195,7 @@ class _Reader:
         self._admitted[self._number(event.request_id)] = event
         if not event.resumed:
             request = self._request(event.request_id)
-            request.ran_before = not self.facts.steps  # until that step turns out to be the one
+            request.ran_before = not self._began  # until that step turns out to be the one
             request.queried, request.cached = event.num_queried, event.num_cached_tokens
             request.forgone, request.scheduled = event.num_forgone, event.at
 
@@ -197,7 +211,7 @@ class _Reader:
         for number, admission in admitted.items():
             self.facts.requests[number].ran_before &= admission.resumed
         step = StepFacts(event, self._numbers_of(event.request_ids), admitted, self._num_preempted)
-        self._admitted, self._num_preempted = {}, 0
+        self._admitted, self._num_preempted, self._began = {}, 0, True
         self.facts.steps.append(step)
         self._open[index] = step
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence, Sized
 from html import escape
 from pathlib import Path
 
-from workbench.trace.charts import block_chart, budget_chart, cache_chart, request_chart
+from workbench.trace.charts import block_chart, cache_chart, request_chart
+from workbench.trace.pictures import theme, token_budget
 from workbench.trace.schema import Table, Tables
 
 MOST_STEPS = 200  # lines of the steps table on the page; the CSV has them all
@@ -25,7 +26,6 @@ _LEGEND = (
     ("decode", "decode"),
     ("waiting", "waiting or preempted"),
     ("dropped", "computed for nobody"),
-    ("preempted", "a step that preempted"),
 )
 
 
@@ -33,13 +33,11 @@ def page(tables: Tables) -> str:
     """The whole page as HTML text."""
     run = {name: column[0] for name, column in tables.runs.items()}
     title = f"Workbench trace: {run['model'] or 'an engine'}"
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+    style = theme.style() + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     sections = (
         _figures(tables),
-        _section(
-            "Tokens per step", _LEGEND[:2] + _LEGEND[4:], budget_chart(tables.steps, tables.step_requests)
-        ),
-        _section("Requests", _LEGEND[:4], request_chart(tables.requests, tables.steps, tables.step_requests)),
+        _section("Tokens per step", (), _token_budget(tables)),
+        _section("Requests", _LEGEND, request_chart(tables.requests, tables.steps, tables.step_requests)),
         _section("Prefix cache", (("found", "found"), ("prefill", "computed")), cache_chart(tables.requests)),
         _section(
             "KV blocks", (("held", "held"), ("cached", "findable by prefix")), block_chart(tables.steps)
@@ -57,11 +55,17 @@ def page(tables: Tables) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body class=wb><main>"
         f"<h1>{escape(title)}</h1><p class=note>Workbench {run['workbench_version']}, device "
         f"{escape(str(run['device'] or 'unknown'))}. Hover over a picture for the numbers behind it.</p>"
         f"{_dropped(int(run['dropped_steps']))}{''.join(sections)}</main></body></html>\n"
     )
+
+
+def _token_budget(tables: Tables) -> str:
+    if not len(tables.steps["step"]):
+        return ""
+    return token_budget.draw(token_budget.bars(tables.steps, tables.step_requests, tables.tokens))
 
 
 def _dropped(steps: int) -> str:
@@ -71,9 +75,8 @@ def _dropped(steps: int) -> str:
 
 
 def _section(title: str, legend: Sequence[tuple[str, str]], body: str) -> str:
-    keys = "".join(f'<span class=key><i class="{kind}"></i>{text}</span>' for kind, text in legend)
     content = body or "<p>nothing happened</p>"
-    return f"<section><h2>{escape(title)}</h2><p class=legend>{keys}</p>{content}</section>"
+    return f"<section><h2>{escape(title)}</h2>{theme.legend(*legend) if legend else ''}{content}</section>"
 
 
 def _cut(column: Sized, most: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import workbench
-from workbench.engine.events import Event
+from workbench.engine.events import Event, Observer
 from workbench.trace import files, perfetto, prometheus
 from workbench.trace.derive import derive
 from workbench.trace.diff import Difference, compare
@@ -69,6 +69,7 @@ class Trace:
         self._known = self._recorder  # who knows which requests are open: the outermost trace
         self._lock = threading.RLock()  # scopes come and go in any thread, and in finalisers
         self._scopes: tuple[Trace, ...] = ()  # replaced, never changed in place
+        self._followers: tuple[Observer, ...] = ()  # likewise
         self._cut_off: str | None = None
         self._folder: Path | None = None  # it was loaded from
         self._from_tables = False  # and there are no events
@@ -116,6 +117,46 @@ class Trace:
                 self._forget(scope)
                 scope._cut_off = f"the recording ends at a {type(event).__name__}: {error!r}"
                 logger.warning("%s; the run goes on unrecorded", scope._cut_off)
+
+        for follower in self._followers:
+            try:
+                follower(event)
+            except Exception as error:  # noqa: BLE001 - likewise
+                self.unfollow(follower)
+                logger.warning("follower %r raised %r and is set aside", follower, error)
+
+    def follow(self, follower: Observer) -> Recording:
+        """`follower` is called with every event from now on; what was kept before is returned.
+
+        Between the two nothing is missing, and nothing is told twice.
+
+        Raises:
+            ValueError: the trace was loaded from tables, which hold no events.
+        """
+        with self._turn(), self._lock:
+            kept = self.recording()
+            self._followers = (*self._followers, follower)
+        return kept
+
+    def unfollow(self, follower: Observer) -> None:
+        """It hears no more; one that does not follow is left alone."""
+        with self._lock:
+            self._followers = tuple(other for other in self._followers if other is not follower)
+
+    @property
+    def followers(self) -> tuple[Observer, ...]:
+        """Who is called with every event."""
+        return self._followers
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps it keeps, older ones are let go; None: everything."""
+        return self._recorder.max_steps if self._kept is self._recorder else None
+
+    @property
+    def decode(self) -> Decode | None:
+        """The text of token ids, where there is a tokenizer."""
+        return self._decode
 
     @contextmanager
     def record(self, path: str | Path | None = None, logprobs: int = 0) -> Iterator[Trace]:

@@ -1,0 +1,61 @@
+"""The colours of all pictures, light and dark, and what every picture's markup looks like.
+
+Kinds have colours of Okabe and Ito's palette, which are told apart by all common kinds of colour vision and
+by their lightness; amounts have viridis'. In the dark the same hues are lighter where they would drown.
+Whatever is drawn stands in an element of class `wb`, whose variables follow JupyterLab's theme, or else the
+system's.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from html import escape
+from pathlib import Path
+
+LIGHT = {
+    "paper": "#ffffff", "ink": "#1b1f24", "quiet": "#5b6570", "line": "#d9dee3", "card": "#f4f6f8",
+    "prefill": "#0072b2", "decode": "#e69f00", "accepted": "#009e73", "rejected": "#cc79a7",
+    "waiting": "#c3cad1", "preempted": "#d55e00", "dropped": "#cc79a7", "finished": "#1b1f24",
+    "held": "#0072b2", "cached": "#d55e00", "found": "#009e73", "mark": "#fdf0cf",
+}  # fmt: skip
+DARK = LIGHT | {
+    "paper": "#14171a", "ink": "#e4e7ea", "quiet": "#9aa4ae", "line": "#31373d", "card": "#1d2226",
+    "prefill": "#56b4e9", "accepted": "#2fc79a", "rejected": "#e29ac4",
+    "waiting": "#4d555d", "preempted": "#ff7f3f", "dropped": "#e29ac4", "finished": "#e4e7ea",
+    "held": "#56b4e9", "cached": "#ff7f3f", "found": "#2fc79a", "mark": "#4a3a10",
+}  # fmt: skip
+KINDS = (
+    "prefill", "decode", "accepted", "rejected", "waiting", "preempted", "dropped", "finished",
+    "held", "cached", "found",
+)  # fmt: skip
+VIRIDIS = (
+    "#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",
+    "#fde725",
+)  # fmt: skip
+
+
+@cache
+def style() -> str:
+    """The style sheet; it touches nothing but elements of class `wb` and what is in them."""
+    light, dark = (f"{{{_variables(colours)}}}" for colours in (LIGHT, DARK))
+    kinds = "".join(f".wb .{k}{{fill:var(--wb-{k})}}.wb i.{k}{{background:var(--wb-{k})}}" for k in KINDS)
+    return (
+        f".wb{light}@media (prefers-color-scheme: dark){{.wb{dark}}}"
+        f'[data-jp-theme-light="true"] .wb{light}[data-jp-theme-light="false"] .wb{dark}'
+        f"{kinds}{Path(__file__).with_name('pictures.css').read_text(encoding='utf-8')}"
+    )
+
+
+def _variables(colours: dict[str, str]) -> str:
+    return "".join(f"--wb-{name}:{value};" for name, value in colours.items())
+
+
+def legend(*entries: tuple[str, str]) -> str:
+    """A line of (kind, what it means)."""
+    keys = "".join(f'<span class="key"><i class="{kind}"></i>{escape(text)}</span>' for kind, text in entries)
+    return f'<p class="legend">{keys}</p>'
+
+
+def message(text: str) -> str:
+    """What stands where a picture would."""
+    return f'<p class="message">{escape(text)}</p>'

@@ -1,0 +1,284 @@
+"""Tokens a step: who got how many, of what kind, under which budget.
+
+Up to `MOST_BARS` steps are a bar each, and up to `MOST_SEGMENTS` chunks a segment each; beyond, a segment is
+all requests' tokens of a kind, and a bar is the mean of consecutive steps, with a tick at the largest of
+them. Drafts are told apart where the tables have any.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.trace.pictures.svg import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Scale,
+    mark,
+    round_up,
+    svg,
+    tick_rows,
+)
+from workbench.trace.pictures.theme import legend
+from workbench.trace.schema import Table
+
+Floats = npt.NDArray[np.float64]
+
+HEIGHT = 240
+MOST_BARS = 200
+MOST_SEGMENTS = 2000
+MOST_NAMED = 8  # requests in a tooltip
+KINDS = ("prefill", "decode", "accepted", "rejected")
+MEANING = {
+    "prefill": "prefill chunk",
+    "decode": "decode",
+    "accepted": "draft, accepted",
+    "rejected": "draft, rejected",
+}
+
+
+class Segment(NamedTuple):
+    """What one request got in one step, of one kind."""
+
+    kind: str
+    tokens: int
+    request_id: str
+
+
+class Bars(NamedTuple):
+    """What is drawn: [bars] consecutive steps each."""
+
+    first: npt.NDArray[np.int64]  # index of a bar's first step
+    last: npt.NDArray[np.int64]
+    tokens: dict[str, Floats]  # kind -> mean tokens a step
+    peak: Floats  # tokens of its largest step
+    preempted: npt.NDArray[np.int64]
+    segments: list[list[Segment]]  # of each bar's one step; empty where bars hold several
+    budget: int  # the largest of these steps'
+    by_request: bool  # few enough to draw a segment for each
+
+    @property
+    def top(self) -> float:
+        """Tokens of the highest bar."""
+        return float(self.peak.max())
+
+
+def bars(steps: Table, chunks: Table, tokens: Table | None = None, window: slice = slice(None)) -> Bars:
+    """The bars of some steps.
+
+    Args:
+        steps: the trace's table, with at least one line in the window.
+        chunks: step_requests.
+        tokens: the trace's table, which says what became of drafts; None where nothing drafts.
+        window: places in the steps table.
+    """
+    part = {name: column[window] for name, column in steps.items()}
+    count = len(part["step"])
+    starts = np.arange(0, count, math.ceil(count / MOST_BARS))
+    ends = np.append(starts[1:], count)
+    segments = _segments(part, chunks, tokens) if len(starts) == count else []
+    return Bars(
+        part["step"][starts],
+        part["step"][ends - 1],
+        {
+            kind: np.add.reduceat(values, starts) / (ends - starts)
+            for kind, values in _kinds(part, tokens).items()
+        },
+        np.maximum.reduceat(part["scheduled"], starts).astype(np.float64),
+        np.add.reduceat(part["preempted"], starts),
+        segments,
+        int(part["budget"].max()),
+        0 < sum(map(len, segments)) <= MOST_SEGMENTS,
+    )
+
+
+def _kinds(steps: Table, tokens: Table | None) -> dict[str, Floats]:
+    """Tokens of each step by kind; a rejected draft is one that is nowhere among the accepted."""
+    accepted = np.zeros(len(steps["step"]), np.int64)
+    if tokens is not None and steps["draft"].any():
+        taken = tokens["step"][tokens["accepted"]]
+        places = np.searchsorted(steps["step"], taken)
+        places = places[np.isin(taken, steps["step"])]
+        accepted += np.bincount(places, minlength=len(accepted))
+    columns = (steps["prefill"], steps["decode"] - steps["draft"], accepted, steps["draft"] - accepted)
+    return {kind: column.astype(np.float64) for kind, column in zip(KINDS, columns, strict=True)}
+
+
+def _segments(steps: Table, chunks: Table, tokens: Table | None) -> list[list[Segment]]:
+    indices = steps["step"]
+    begin = np.searchsorted(chunks["step"], indices, "left").tolist()
+    end = np.searchsorted(chunks["step"], indices, "right").tolist()
+    accepted = _accepted(indices, tokens) if steps["draft"].any() else Counter()
+    return [
+        list(_of_step(int(step), bool(drafts), chunks, slice(*span), accepted))
+        for step, drafts, *span in zip(indices, steps["draft"], begin, end, strict=True)
+    ]
+
+
+def _accepted(indices: npt.NDArray[np.int64], tokens: Table | None) -> Counter[tuple[int, str]]:
+    """Drafts that were accepted, by step and request."""
+    if tokens is None:
+        return Counter()
+    lines = np.flatnonzero(tokens["accepted"] & np.isin(tokens["step"], indices))
+    return Counter(zip(tokens["step"][lines].tolist(), tokens["request_id"][lines].tolist(), strict=True))
+
+
+def _of_step(
+    step: int, drafts: bool, chunks: Table, lines: slice, accepted: Counter[tuple[int, str]]
+) -> Iterator[Segment]:
+    columns = (chunks[name][lines].tolist() for name in ("request_id", "prefill", "decode"))
+    for name, prefill, decode in zip(*columns, strict=True):
+        drafted = max(decode - 1, 0) if drafts else 0  # all but the token that was there before
+        right = min(accepted[step, name], drafted)
+        counts = (prefill, decode - drafted, right, drafted - right)
+        yield from (Segment(kind, n, name) for kind, n in zip(KINDS, counts, strict=True) if n)
+
+
+# --- drawing --------------------------------------------------------------------------------------------
+
+
+def draw(found: Bars, selected: int | None = None) -> str:
+    """The picture and its legend; a bar's `data-pick` is its step, or "first:last"."""
+    count = len(found.first)
+    x = Scale(0, count, LEFT, WIDTH - RIGHT)
+    broken = found.budget > 4 * found.top  # to scale, the bars would be stubs
+    top = (found.top if broken else max(found.budget, found.top)) or 1.0
+    y = Scale(0, top, HEIGHT - BOTTOM, TOP + (44 if broken else 12))
+    body = "".join(_bar(found, place, x, y) for place in range(count))
+    line = _budget(found.budget, TOP + 12 if broken else y(found.budget), broken)
+    axes = tick_rows(x, y, "tokens") + _step_axis(found, x)
+    marked = "" if selected is None else _selection(found, selected, x, y)
+    return svg(HEIGHT, "Tokens computed by each step", axes + body + line + marked) + _legend(found)
+
+
+def _bar(found: Bars, place: int, x: Scale, y: Scale) -> str:
+    first, last = int(found.first[place]), int(found.last[place])
+    gap = 0.1 if x(1) - x(0) > 3 else 0.0
+    left, width = x(place + gap), x(place + 1 - gap) - x(place + gap)
+    room = f'x="{x(place):.1f}" y="{TOP}" width="{x(1) - x(0):.2f}" height="{y.start - TOP:.1f}"'
+    hit = f'<rect class="hit" {room}><title>{escape(_bar_title(found, place))}</title></rect>'
+    pieces = _request_pieces(found, place) if found.by_request else _kind_pieces(found, place)
+    below, drawn = 0.0, []
+    for kind, tokens, title in pieces:
+        at = f'x="{left:.1f}" y="{y(below + tokens):.1f}" width="{width:.2f}"'
+        drawn.append(f'<rect class="{kind}" {at} height="{y(0) - y(tokens):.1f}">{title}</rect>')
+        below += tokens
+    if last > first:
+        height = f"{y(found.peak[place]):.1f}"
+        drawn.append(
+            f'<line class="peak" x1="{left:.1f}" x2="{left + width:.1f}" y1="{height}" y2="{height}"/>'
+        )
+    if found.preempted[place]:
+        title = f"{found.preempted[place]} preempted"
+        drawn.append(mark(x(place + 0.5), y(max(below, found.peak[place])) - 3, title))
+    pick = f"{first}" if first == last else f"{first}:{last}"
+    return f'<g data-pick="{pick}">{hit}{"".join(drawn)}</g>'
+
+
+def _request_pieces(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
+    """Neighbours of one kind differ in shade."""
+    step = found.first[place]
+    for line, segment in enumerate(found.segments[place]):
+        title = f"step {step}, {segment.request_id}: {segment.tokens} {_tokens_of(segment.kind)}"
+        yield f"{segment.kind} shade{line % 3}", segment.tokens, f"<title>{escape(title)}</title>"
+
+
+def _kind_pieces(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
+    title = f"<title>{escape(_bar_title(found, place))}</title>"
+    yield from ((kind, float(v[place]), title) for kind, v in found.tokens.items() if v[place])
+
+
+def _tokens_of(kind: str) -> str:
+    return {"prefill": "prompt tokens (prefill)", "decode": "decode"}.get(kind, f"drafts {kind}")
+
+
+def _bar_title(found: Bars, place: int) -> str:
+    first, last = found.first[place], found.last[place]
+    kinds = ", ".join(f"{v[place]:.4g} {_tokens_of(k)}" for k, v in found.tokens.items() if v[place])
+    if last > first:
+        return f"steps {first} to {last}, mean: {kinds}; largest {found.peak[place]:.0f}. Click to zoom in."
+    got: Counter[str] = Counter()
+    for segment in found.segments[place]:
+        got[segment.request_id] += segment.tokens
+    who = [f"{name}: {tokens}" for name, tokens in got.most_common(MOST_NAMED)]
+    more = f"and {len(got) - MOST_NAMED} more" if len(got) > MOST_NAMED else ""
+    return "\n".join(filter(None, [f"step {first}: {kinds}", *who, more]))
+
+
+def _budget(budget: int, height: float, broken: bool) -> str:
+    label = f"token budget {budget:,}"
+    line = (
+        f'<line class="budget" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}">'
+        f'<title>{label}</title></line><text class="said" x="{WIDTH - RIGHT}" y="{height - 5:.1f}"'
+        f' text-anchor="end">{label}{" (not to scale)" if broken else ""}</text>'
+    )
+    if not broken:
+        return line
+    at = height + 14  # the axis is cut here
+    zigzag = f"M{LEFT - 5} {at + 4} l10 -5 M{LEFT - 5} {at + 9} l10 -5"
+    return f'{line}<path class="break" d="{zigzag}"/>'
+
+
+def _step_axis(found: Bars, x: Scale) -> str:
+    count = len(found.first)
+    every = max(1, round_up(count / 12))
+    labels = "".join(
+        f'<text class="tick" x="{x(place + 0.5):.1f}" y="{HEIGHT - BOTTOM + 14}">{found.first[place]}</text>'
+        for place in range(0, count, every)
+    )
+    return f'{labels}<text class="axis" x="{(x.start + x.end) / 2:.0f}" y="{HEIGHT - 3}">step</text>'
+
+
+def _selection(found: Bars, step: int, x: Scale, y: Scale) -> str:
+    hits = np.flatnonzero((found.first <= step) & (step <= found.last))
+    if not len(hits):
+        return ""
+    place, height = int(hits[0]), y.start - TOP
+    room = f'x="{x(place):.1f}" y="{TOP}" width="{x(1) - x(0):.1f}" height="{height:.1f}"'
+    return f'<rect class="selected" {room}/>'
+
+
+def _legend(found: Bars) -> str:
+    kinds = [
+        (kind, MEANING[kind]) for kind in KINDS if kind in ("prefill", "decode") or found.tokens[kind].any()
+    ]
+    if found.preempted.any():
+        kinds.append(("preempted", "a step that preempted"))
+    note = []
+    if not found.by_request:
+        steps = int(found.last[0] - found.first[0]) + 1
+        what = (
+            f"a bar is the mean of {steps} steps, the tick their largest"
+            if steps > 1
+            else "all requests together"
+        )
+        note = [("none", what)]
+    return legend(*kinds, ("line", "token budget"), *note)
+
+
+def step_table(steps: Table, chunks: Table, step: int) -> str:
+    """Who got what in one step, as an HTML table; "" where the tables do not hold it."""
+    places = np.flatnonzero(steps["step"] == step)
+    if not len(places):
+        return ""
+    place = int(places[0])
+    span = slice(*(int(np.searchsorted(chunks["step"], step, side)) for side in ("left", "right")))
+    names = ("request_id", "start", "scheduled", "prefill", "decode", "cached")
+    rows = zip(*(chunks[name][span].tolist() for name in names), strict=True)
+    cells = "".join("<tr>" + "".join(f"<td>{escape(str(v))}</td>" for v in row) + "</tr>" for row in rows)
+    said = ", ".join(f"{int(steps[n][place])} {n}" for n in ("admitted", "preempted", "running", "waiting"))
+    scheduled, budget = int(steps["scheduled"][place]), int(steps["budget"][place])
+    head = "".join(f"<th>{name}</th>" for name in ("request", "from position", *names[2:]))
+    return (
+        f"<h4>Step {step}: {scheduled:,} of {budget:,} tokens</h4><p class=note>{said}</p>"
+        f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>"
+    )
