@@ -122,6 +122,7 @@ def request_table(facts: Facts, tally: Tally, decode: Decode | None) -> Table:
     arrived, scheduled, finished = (_times(requests, name) for name in ("arrived", "scheduled", "finished"))
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot = np.where(outputs > 1, (last - first) / (outputs - 1), NAN)
+    nothing = np.full(size, None, np.object_)
     columns: dict[str, Any] = {
         "request_id": facts.names(),
         "priority": [r.priority for r in requests],
@@ -143,8 +144,8 @@ def request_table(facts: Facts, tally: Tally, decode: Decode | None) -> Table:
         "e2e_s": finished - arrived,
         "finish_reason": [r.finish_reason for r in requests],
         "stop_reason": [r.stop_reason for r in requests],
-        "prompt": [text_of(r.prompt_token_ids.tolist(), decode) for r in requests],
-        "output": [None] * size,
+        "prompt": [text_of(r.prompt_token_ids.tolist(), decode) for r in requests] if decode else nothing,
+        "output": nothing,
     }
     times = {
         "arrived": arrived,

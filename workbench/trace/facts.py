@@ -81,6 +81,8 @@ class StepFacts:
         samples = self.planned.plan.samples
         if self.failed:
             return np.ones(len(samples), np.bool_)
+        if self.committed and not self.lost and len(self.takers) == samples.sum():
+            return np.zeros(len(samples), np.bool_)  # which is what most steps are
         lost = np.isin(self.requests, list(self.lost)) if self.lost else np.zeros(len(samples), np.bool_)
         if self.committed is None:
             return lost

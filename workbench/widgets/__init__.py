@@ -30,12 +30,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from workbench.widgets.base import linked
+    from workbench.widgets.requests import Requests
     from workbench.widgets.selection import Selection
     from workbench.widgets.token_budget import TokenBudget
 
-__all__ = ["Selection", "TokenBudget", "linked"]
+__all__ = ["Requests", "Selection", "TokenBudget", "linked"]
 
 _HOMES = {
+    "Requests": "workbench.widgets.requests",
     "Selection": "workbench.widgets.selection",
     "TokenBudget": "workbench.widgets.token_budget",
     "linked": "workbench.widgets.base",

@@ -1,8 +1,8 @@
 """Tokens a step: who got how many, of what kind, under which budget.
 
 Up to `MOST_BARS` steps are a bar each, and up to `MOST_SEGMENTS` chunks a segment each; beyond, a segment is
-all requests' tokens of a kind, and a bar is the mean of consecutive steps, with a tick at the largest of
-them. Drafts are told apart where the tables have any.
+all requests' tokens of a kind, and a bar is the mean of consecutive steps, with a shadow up to the largest
+of them. Drafts are told apart where the tables have any.
 """
 
 from __future__ import annotations
@@ -152,9 +152,9 @@ def draw(found: Bars, selected: int | None = None) -> str:
     x = Scale(0, count, LEFT, WIDTH - RIGHT)
     broken = found.budget > 4 * found.top  # to scale, the bars would be stubs
     top = (found.top if broken else max(found.budget, found.top)) or 1.0
-    y = Scale(0, top, HEIGHT - BOTTOM, TOP + (44 if broken else 12))
+    y = Scale(0, top, HEIGHT - BOTTOM, TOP + (58 if broken else 26))
     body = "".join(_bar(found, place, x, y) for place in range(count))
-    line = _budget(found.budget, TOP + 12 if broken else y(found.budget), broken)
+    line = _budget(found.budget, TOP + 26 if broken else y(found.budget), broken)
     axes = tick_rows(x, y, "tokens") + _step_axis(found, x)
     marked = "" if selected is None else _selection(found, selected, x, y)
     return svg(HEIGHT, "Tokens computed by each step", axes + body + line + marked) + _legend(found)
@@ -162,29 +162,30 @@ def draw(found: Bars, selected: int | None = None) -> str:
 
 def _bar(found: Bars, place: int, x: Scale, y: Scale) -> str:
     first, last = int(found.first[place]), int(found.last[place])
-    gap = 0.1 if x(1) - x(0) > 3 else 0.0
-    left, width = x(place + gap), x(place + 1 - gap) - x(place + gap)
     room = f'x="{x(place):.1f}" y="{TOP}" width="{x(1) - x(0):.2f}" height="{y.start - TOP:.1f}"'
-    hit = f'<rect class="hit" {room}><title>{escape(_bar_title(found, place))}</title></rect>'
-    pieces = _request_pieces(found, place) if found.by_request else _kind_pieces(found, place)
-    below, drawn = 0.0, []
-    for kind, tokens, title in pieces:
-        at = f'x="{left:.1f}" y="{y(below + tokens):.1f}" width="{width:.2f}"'
-        drawn.append(f'<rect class="{kind}" {at} height="{y(0) - y(tokens):.1f}">{title}</rect>')
-        below += tokens
-    if last > first:
-        height = f"{y(found.peak[place]):.1f}"
-        drawn.append(
-            f'<line class="peak" x1="{left:.1f}" x2="{left + width:.1f}" y1="{height}" y2="{height}"/>'
-        )
-    if found.preempted[place]:
-        title = f"{found.preempted[place]} preempted"
-        drawn.append(mark(x(place + 0.5), y(max(below, found.peak[place])) - 3, title))
+    preempted = found.preempted[place]
+    marked = mark(x(place + 0.5), TOP + 7, f"{preempted} preempted") if preempted else ""
     pick = f"{first}" if first == last else f"{first}:{last}"
-    return f'<g data-pick="{pick}">{hit}{"".join(drawn)}</g>'
+    return (
+        f'<g data-pick="{pick}"><title>{escape(_bar_title(found, place))}</title>'
+        f'<rect class="hit" {room}/>{"".join(_pieces(found, place, x, y))}{marked}</g>'
+    )
 
 
-def _request_pieces(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
+def _pieces(found: Bars, place: int, x: Scale, y: Scale) -> Iterator[str]:
+    gap = 0.1 if x(1) - x(0) > 3 else 0.0
+    across = f'x="{x(place + gap):.1f}" width="{(x(1) - x(0)) * (1 - 2 * gap):.2f}"'
+    below = 0.0
+    for kind, tokens, title in _by_request(found, place) if found.by_request else _by_kind(found, place):
+        top, height = y(below + tokens), y(0) - y(tokens)
+        yield f'<rect class="{kind}" {across} y="{top:.1f}" height="{height:.1f}">{title}</rect>'
+        below += tokens
+    if found.last[place] > found.first[place]:
+        top = y(found.peak[place])
+        yield f'<rect class="peak whole" {across} y="{top:.1f}" height="{max(y(below) - top, 0):.1f}"/>'
+
+
+def _by_request(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
     """Neighbours of one kind differ in shade."""
     step = found.first[place]
     for line, segment in enumerate(found.segments[place]):
@@ -192,9 +193,8 @@ def _request_pieces(found: Bars, place: int) -> Iterator[tuple[str, float, str]]
         yield f"{segment.kind} shade{line % 3}", segment.tokens, f"<title>{escape(title)}</title>"
 
 
-def _kind_pieces(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
-    title = f"<title>{escape(_bar_title(found, place))}</title>"
-    yield from ((kind, float(v[place]), title) for kind, v in found.tokens.items() if v[place])
+def _by_kind(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
+    yield from ((kind, float(v[place]), "") for kind, v in found.tokens.items() if v[place])
 
 
 def _tokens_of(kind: str) -> str:
@@ -257,7 +257,7 @@ def _legend(found: Bars) -> str:
     if not found.by_request:
         steps = int(found.last[0] - found.first[0]) + 1
         what = (
-            f"a bar is the mean of {steps} steps, the tick their largest"
+            f"a bar is the mean of {steps} steps, the shadow reaches to their largest"
             if steps > 1
             else "all requests together"
         )
