@@ -127,9 +127,11 @@ class Widget(VBox):
 
     def close(self) -> None:
         """Draw no more, and leave the notebook."""
-        if not self._problem:
+        made = vars(self)  # ipywidgets closes what was refused, too
+        if "feed" in made:
             self.feed.leave(self)
-        self.selection.unobserve(self.refresh)
+        if "selection" in made:
+            self.selection.unobserve(self.refresh)
         super().close()
 
     def static(self) -> str:
@@ -147,7 +149,7 @@ class Widget(VBox):
 
 
 def _styled(html: str) -> str:
-    return f"<style>{theme.style()}.wb-pick{{display:none!important}}</style>{html}"
+    return f"<style>{theme.style()}</style>{html}"
 
 
 def linked(source: object, *kinds: type[Widget], selection: Selection | None = None) -> tuple[Widget, ...]:

@@ -37,6 +37,7 @@ class Requests(Widget):
         self._work, self._epoch = Work(), 0
         self._followed: str | None = None  # the selected request, once the lanes were moved to it
         self._moving = False  # the slider moves because of us
+        self._goes_along = True  # with the oldest request that has not finished
         self.zoom = Zoom(self.refresh, self.selection)
         self.page = IntSlider(description="requests", min=0, max=0, layout=Layout(width="46%"))
         self.page.observe(self._page_moved, "value")
@@ -44,6 +45,7 @@ class Requests(Widget):
 
     def _page_moved(self, change: Any) -> None:
         if not self._moving:
+            self._goes_along = False
             self.refresh()
 
     def draw(self) -> str:
@@ -56,11 +58,12 @@ class Requests(Widget):
         there = gantt.alive(found, requests)
         if not len(there):
             raise NothingToShow("no request was there in these steps: show others")
-        lanes = self._lanes(there, requests["request_id"])
+        lanes = self._lanes(there, requests)
+        part = gantt.close_up(found, requests, lanes) if len(there) > len(lanes) else found
         marked = _place(steps["step"], self.selection.step)
-        drawn = gantt.draw(found, requests, lanes, marked, self.selection.request)
-        if len(there) > len(lanes):
-            drawn = gantt.draw_counts(found, marked) + drawn
+        drawn = gantt.draw(part, requests, lanes, marked, self.selection.request)
+        if part is not found:
+            drawn = gantt.draw_counts(found, part, marked) + drawn
         return drawn + gantt.legend_of(found) + _detail(requests, self.selection.request)
 
     def _stretches(self, requests: Table, steps: Table) -> Stretches:
@@ -68,20 +71,25 @@ class Requests(Widget):
             self._work, self._epoch = Work(), self.feed.epoch
         return self._work.take(requests, steps, self.feed["step_requests"])
 
-    def _lanes(self, there: Longs, names: npt.NDArray[np.object_]) -> Longs:
-        """Those that the slider is at; to a request that was just selected it goes."""
+    def _lanes(self, there: Longs, requests: Table) -> Longs:
+        """Those that the slider is at."""
         most = max(len(there) - LANES, 0)
-        first, chosen = min(self.page.value, most), self.selection.request
-        if chosen != self._followed:
-            rows = np.flatnonzero(names[there] == chosen)
-            if len(rows) and not first <= rows[-1] < first + LANES:
-                first = int(min(rows[-1], most))
-            self._followed = chosen
+        first = int(min(self._first_lane(there, requests), most))
         self._moving = True
         self.page.max, self.page.value = most, first
         self.page.layout.display = None if most else "none"
         self._moving = False
         return there[first : first + LANES]
+
+    def _first_lane(self, there: Longs, requests: Table) -> int:
+        """It goes to a request that was just selected, and with those that run until somebody moves it."""
+        chosen, first = self.selection.request, self.page.value
+        if chosen != self._followed:
+            self._followed = chosen
+            rows = np.flatnonzero(requests["request_id"][there] == chosen)
+            return int(rows[-1]) if len(rows) and not first <= rows[-1] < first + LANES else first
+        running = np.flatnonzero(np.isnan(requests["finished_s"][there]))
+        return int(running[0]) if self._goes_along and len(running) else first
 
     def picked(self, what: str) -> None:
         kind, *places = what.split(":")

@@ -144,6 +144,14 @@ def _pause(request: Longs, kind: int, begin: Floats, end: Floats) -> Spans:
     )
 
 
+def close_up(found: Gantt, requests: Table, lanes: Longs) -> Gantt:
+    """The same, in the time in which these requests were there."""
+    low = np.fmin.reduce(requests["arrived_s"][lanes], initial=found.high)
+    ends = np.where(np.isnan(requests["finished_s"][lanes]), found.high, requests["finished_s"][lanes])
+    low, high = max(float(low), found.low), min(float(ends.max()), found.high)
+    return found._replace(low=low, high=max(high, low + 1e-9))
+
+
 # --- a lane a request -----------------------------------------------------------------------------------
 
 
@@ -276,16 +284,21 @@ def _at(spans: Spans, kind: int, times: npt.NDArray[np.floating[Any]]) -> Longs:
     return (begun - ended).astype(np.int64)
 
 
-def draw_counts(found: Gantt, step: int | None = None) -> str:
-    """How many requests did what, over time; a column's `data-pick` is "time:FIRST:LAST", places of steps."""
+def draw_counts(found: Gantt, part: Gantt, step: int | None = None) -> str:
+    """How many requests did what, over time, and which time the lanes below show: `part`.
+
+    A column's `data-pick` is "time:FIRST:LAST", places in the steps table.
+    """
     count = counts(found)
     top = float(max(np.sum(list(count.values()), axis=0).max(), 1))
     x = Scale(found.low, found.high, NAMES, WIDTH - RIGHT)
     y = Scale(0, top, CROWD - FOOT, TOP)
     body = "".join(_column(found, count, column, x, y) for column in range(MOST_COLUMNS))
     marked = "" if step is None else _step(found, step, x, y.start)
-    axes = tick_rows(x, y, "requests") + value_axis(x, y.start, "seconds")
-    return svg(CROWD, "What requests did over time", axes + body + marked)
+    axes = tick_rows(x, y, "requests") + value_axis(x, y.start, "seconds; below, the outlined part")
+    room = f'x="{x(part.low):.1f}" y="{TOP - 4}" width="{max(x(part.high) - x(part.low), 2):.1f}"'
+    outline = f'<rect class="selected" {room} height="{y.start - TOP + 6:.1f}" rx="2"/>'
+    return svg(CROWD, "What requests did over time", axes + body + outline + marked)
 
 
 def _column(found: Gantt, count: dict[str, Longs], column: int, x: Scale, y: Scale) -> str:

@@ -7,7 +7,6 @@ of them. Drafts are told apart where the tables have any.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from html import escape
@@ -83,7 +82,7 @@ def bars(steps: Table, chunks: Table, tokens: Table | None = None, window: slice
     """
     part = {name: column[window] for name, column in steps.items()}
     count = len(part["step"])
-    starts = np.arange(0, count, math.ceil(count / MOST_BARS))
+    starts = np.arange(0, count, round_up(count / MOST_BARS))
     ends = np.append(starts[1:], count)
     segments = _segments(part, chunks, tokens) if len(starts) == count else []
     return Bars(
@@ -207,7 +206,7 @@ def _bar_title(found: Bars, place: int) -> str:
     if last > first:
         return f"steps {first} to {last}, mean: {kinds}; largest {found.peak[place]:.0f}. Click to zoom in."
     got: Counter[str] = Counter()
-    for segment in found.segments[place]:
+    for segment in found.segments[place] if found.segments else ():
         got[segment.request_id] += segment.tokens
     who = [f"{name}: {tokens}" for name, tokens in got.most_common(MOST_NAMED)]
     more = f"and {len(got) - MOST_NAMED} more" if len(got) > MOST_NAMED else ""
@@ -229,11 +228,13 @@ def _budget(budget: int, height: float, broken: bool) -> str:
 
 
 def _step_axis(found: Bars, x: Scale) -> str:
-    count = len(found.first)
-    every = max(1, round_up(count / 12))
+    """Round steps are labelled, at the bars they are in."""
+    every = round_up((found.last[-1] - found.first[0] + 1) / 12)
+    steps = np.arange(-(-found.first[0] // every) * every, found.last[-1] + 1, every)
+    places = np.searchsorted(found.last, steps).tolist()
     labels = "".join(
-        f'<text class="tick" x="{x(place + 0.5):.1f}" y="{HEIGHT - BOTTOM + 14}">{found.first[place]}</text>'
-        for place in range(0, count, every)
+        f'<text class="tick" x="{x(place + 0.5):.1f}" y="{HEIGHT - BOTTOM + 14}">{step}</text>'
+        for place, step in zip(places, steps.tolist(), strict=True)
     )
     return f'{labels}<text class="axis" x="{(x.start + x.end) / 2:.0f}" y="{HEIGHT - 3}">step</text>'
 

@@ -1,0 +1,70 @@
+"""At 10,000 steps: the first picture within a second, an update within 50 ms. The best of three counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.widgets.long import STEPS, long_run
+from workbench.engine.events import StepCommitted
+from workbench.trace import Trace
+from workbench.widgets import Requests, TokenBudget
+from workbench.widgets.base import Widget
+
+FIRST_S, UPDATE_S = 1.0, 0.05
+LARGEST = 400_000  # characters of a picture
+
+
+def best_of_three(action: Callable[[], object]) -> float:
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def long_trace(leave: int = 0) -> Trace:
+    trace = Trace(None)
+    events = long_run()
+    for event in events[: len(events) - leave]:
+        trace.observer(event)
+    return trace
+
+
+@pytest.mark.parametrize("kind", [TokenBudget, Requests])
+def test_the_first_picture_comes_within_a_second(kind: type[Widget]) -> None:
+    trace = long_trace()
+
+    def first() -> None:
+        widget = kind(trace)
+        assert "<svg" in widget.static()
+        assert len(widget.static()) < LARGEST
+        assert len(widget.feed["steps"]["step"]) > 0.99 * STEPS
+        widget.close()  # and its feed: the next one begins anew
+
+    assert best_of_three(first) < FIRST_S
+
+
+@pytest.mark.parametrize("kind", [TokenBudget, Requests])
+def test_an_update_takes_50_ms(kind: type[Widget]) -> None:
+    trace = long_trace(leave=400)
+    widget = kind(trace)
+    widget.feed._due = float("inf")  # draws come when the test says
+    rest = iter(long_run()[-400:])
+
+    def update() -> None:
+        before = len(widget.feed["steps"]["step"])
+        while len(widget.feed["steps"]["step"]) < before + 5:
+            event = next(rest)
+            trace.observer(event)
+            if type(event) is StepCommitted:
+                widget.feed.pull()
+        widget.refresh()
+
+    assert best_of_three(update) < UPDATE_S
+    widget.zoom.show(5000, 5190)
+    assert best_of_three(widget.refresh) < UPDATE_S
+    assert len(widget.static()) < LARGEST
