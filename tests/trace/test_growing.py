@@ -31,8 +31,8 @@ def disturbed(work: list[tuple[list[int], int]], depth: int, abort_at: int, fail
     """A run with preemptions, aborts and perhaps a step that fails."""
     house = build(budget=12, blocks=16, depth=depth)
     house.runner.fail_at = fail_at
-    for prompt, most in work:
-        house.add(prompt, most)
+    for number, (prompt, most) in enumerate(work):
+        house.add(prompt, most, logprobs=(None, 1)[number % 2])
     for _ in range(abort_at):
         if house.engine.scheduler.has_work:
             house.engine.advance()

@@ -59,7 +59,7 @@ def run_watched(seconds: float, a_step: float, requests: int = 12) -> tuple[Slow
     return view, house
 
 
-@pytest.mark.parametrize(("seconds", "a_step"), [(0.0, 0.01), (0.002, 0.03), (0.05, 0.02), (0.2, 1.0)])
+@pytest.mark.parametrize(("seconds", "a_step"), [(0.0, 0.01), (0.002, 0.03), (0.05, 0.06), (0.2, 1.0)])
 def test_draws_keep_their_distance(seconds: float, a_step: float) -> None:
     view, house = run_watched(seconds, a_step, 80)
     count = len(house.trace.columns.steps["step"])

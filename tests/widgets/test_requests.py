@@ -146,13 +146,14 @@ def test_many_requests_are_counted_and_gone_through() -> None:
     widget._pick.value = re.findall(r'data-pick="(time:[^"]+)"', widget.static())[80]
     first, last = widget.zoom._range.value
     assert 0 < last - first < 200
-    part = close_up(gantt(widget.feed["requests"], widget.feed["steps"], stretches_of(widget)), widget.feed["requests"],
-                    np.arange(3))  # fmt: skip
-    assert part.high < widget.feed["steps"]["collected_s"][-1]
 
 
-def stretches_of(widget: Requests) -> Stretches:
-    return Work().take(widget.feed["requests"], widget.feed["steps"], widget.feed["step_requests"])
+def test_a_close_up_shows_the_time_of_its_requests() -> None:
+    tables = crowded().trace.columns
+    whole = gantt(tables.requests, tables.steps, stretches(tables))
+    part = close_up(whole, tables.requests, np.arange(3))
+    assert part.low == tables.requests["arrived_s"][:3].min()
+    assert part.high == tables.requests["finished_s"][:3].max() < whole.high
 
 
 def test_lanes_go_along_with_what_runs_until_somebody_moves_them() -> None:

@@ -1,4 +1,4 @@
-"""Pictures of the report as SVG text: requests over time, prefix cache, KV blocks. Colours are CSS classes.
+"""Pictures of the report as SVG text: prefix cache, KV blocks. Colours are CSS classes.
 
 Knows the tables; nothing of the page around them. Each picture says in its tooltips what it shows exactly.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
-
-import numpy as np
 
 from workbench.trace.pictures.svg import (
     BOTTOM,
@@ -55,77 +53,6 @@ def _bar(x: Scale, y: Scale, place: int, below: float, count: float, kind: str, 
 def _step_labels(steps: Table, bins: list[Bin], x: Scale) -> list[tuple[float, str]]:
     every = max(1, round_up(len(bins) / 12))
     return [(x(place + 0.5), str(steps["step"][bins[place].first])) for place in range(0, len(bins), every)]
-
-
-# --- requests over time ---------------------------------------------------------------------------------
-
-
-def request_chart(requests: Table, steps: Table, chunks: Table) -> str:
-    """A line a request: waiting, prefill, decode and preemption over time."""
-    count = min(len(requests["request_id"]), MOST_REQUESTS)
-    if not count or not len(steps["step"]):
-        return ""
-    height = ROW * count + TOP + BOTTOM
-    ends = np.nan_to_num(steps["collected_s"], nan=0.0)
-    times = np.concatenate([requests["arrived_s"][:count], [steps["planned_s"].min()]])
-    x = Scale(float(np.nanmin(times)), float(max(ends.max(), np.nanmax(times))), LEFT + 40, WIDTH - RIGHT)
-    y = Scale(0, count, TOP, TOP + ROW * count)
-    names = [str(name) for name in requests["request_id"][:count]]
-    body = [_lane(requests, line, x, y) for line in range(count)]
-    body += _work({name: line for line, name in enumerate(names)}, steps, chunks, x, y)
-    axis = value_axis(x, height - BOTTOM, "seconds")
-    return svg(height, "Requests over time", axis + row_names(names, y) + "".join(body))
-
-
-def _lane(requests: Table, line: int, x: Scale, y: Scale) -> str:
-    begin = _first_known(requests["arrived_s"][line], x.low)
-    end = _first_known(requests["finished_s"][line], x.high)
-    title = f"request {requests['request_id'][line]}: waiting, or preempted"
-    return rectangle(x(begin), y(line + 0.4), x(end) - x(begin), y(0.2) - y(0), "waiting", title)
-
-
-def _first_known(value: float, otherwise: float) -> float:
-    return otherwise if math.isnan(value) else float(value)
-
-
-class _Stretch(NamedTuple):
-    """Consecutive steps in which a request did the same."""
-
-    kind: str
-    begin: int  # place in the steps table
-    end: int
-    tokens: int
-
-
-def _work(lines: dict[str, int], steps: Table, chunks: Table, x: Scale, y: Scale) -> Iterator[str]:
-    places = np.searchsorted(steps["step"], chunks["step"]).tolist()
-    kinds = np.where(
-        chunks["dropped"], "dropped", np.where(chunks["prefill"] > 0, "prefill", "decode")
-    ).tolist()
-    open_stretches: dict[str, _Stretch] = {}
-    columns = (chunks["request_id"].tolist(), places, kinds, chunks["scheduled"].tolist())
-    for name, place, kind, tokens in zip(*columns, strict=True):
-        if name not in lines:
-            continue
-        last = open_stretches.get(name)
-        if last is not None and last.kind == kind and last.end == place - 1:
-            open_stretches[name] = _Stretch(kind, last.begin, place, last.tokens + tokens)
-            continue
-        if last is not None:
-            yield _drawn(name, last, lines[name], steps, x, y)
-        open_stretches[name] = _Stretch(kind, place, place, tokens)
-    for name, last in open_stretches.items():
-        yield _drawn(name, last, lines[name], steps, x, y)
-
-
-def _drawn(name: str, stretch: _Stretch, line: int, steps: Table, x: Scale, y: Scale) -> str:
-    begin = _first_known(steps["launched_s"][stretch.begin], float(steps["planned_s"][stretch.begin]))
-    end = _first_known(steps["collected_s"][stretch.end], begin)
-    span = f"steps {steps['step'][stretch.begin]} to {steps['step'][stretch.end]}"
-    title = f"request {name}, {span}: {stretch.tokens} {stretch.kind} tokens"
-    return rectangle(
-        x(begin), y(line + 0.15), max(x(end) - x(begin), 0.8), y(0.7) - y(0), stretch.kind, title
-    )
 
 
 # --- prompts and the prefix cache -----------------------------------------------------------------------

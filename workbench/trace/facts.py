@@ -131,6 +131,7 @@ class Reader:
         self._open: dict[int, StepFacts] = {}  # planned, neither committed nor failed
         self._admitted: dict[int, RequestAdmitted] = {}  # since the last plan
         self._num_preempted = 0  # since the last plan
+        self._named: dict[type, tuple[tuple[str, ...], Longs]] = {}  # the last in plans, and in commits
 
     def take(self, event: Event) -> None:
         facts = self.facts
@@ -178,6 +179,7 @@ class Reader:
         return self._numbers[request_id]
 
     def _add(self, request_id: str) -> None:
+        self._named.clear()  # the id may have meant another request before
         self._numbers[request_id] = len(self.facts.requests)
         self.facts.requests.append(RequestFacts(request_id))
 
@@ -186,6 +188,14 @@ class Reader:
 
     def _numbers_of(self, request_ids: Iterable[str]) -> Longs:
         return np.array([self._number(request_id) for request_id in request_ids], np.int64)
+
+    def _numbers_in(self, event: StepPlanned | StepCommitted) -> Longs:
+        """From step to step the names are mostly the same object, and so are the numbers."""
+        names, numbers = self._named.get(type(event), ((), NONE))
+        if names is not event.request_ids:
+            numbers = self._numbers_of(event.request_ids)
+            self._named[type(event)] = event.request_ids, numbers
+        return numbers
 
     def _arrived(self, event: RequestArrived) -> None:
         self._add(event.request_id)
@@ -212,7 +222,7 @@ class Reader:
         admitted = {number: e for number, e in self._admitted.items() if e.step == index}
         for number, admission in admitted.items():
             self.facts.requests[number].ran_before &= admission.resumed
-        step = StepFacts(event, self._numbers_of(event.request_ids), admitted, self._num_preempted)
+        step = StepFacts(event, self._numbers_in(event), admitted, self._num_preempted)
         self._admitted, self._num_preempted, self._began = {}, 0, True
         self.facts.steps.append(step)
         self._open[index] = step
@@ -223,7 +233,7 @@ class Reader:
             self.facts.began_late = True
             return
         step.committed = event
-        step.takers = self._numbers_of(event.request_ids)
+        step.takers = self._numbers_in(event)
         step.followers = self._numbers_of(each.request_id for each in event.followed)
 
     def _failed(self, event: StepFailed) -> None:

@@ -87,7 +87,7 @@ class GrowingTables:
             self._take_blocks(block_table(over.blocks, over.began))
 
     def _take_steps(self, over: Facts) -> None:
-        chunks, picks = chunks_of(over, self._reached), read_picks(over)
+        chunks, picks = chunks_of(over, self._reached), read_picks(over, "tokens" in self.names)
         self._tally.add(len(over.requests), chunks, picks)
         if not over.steps:
             return

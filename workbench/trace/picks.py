@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class _Taken(NamedTuple):
 
 
 class _Likelihoods(NamedTuple):
-    """Of one step's tokens; NaN or None where nobody asked."""
+    """Of the tokens of a step, or of many; NaN or None where nobody asked."""
 
     logprob: Floats
     rank: Floats
@@ -56,9 +56,14 @@ class _Likelihoods(NamedTuple):
     top_ids: Texts
     top_logprobs: Texts
 
+    @classmethod
+    def unknown(cls, size: int) -> _Likelihoods:
+        numbers, texts = np.full((3, size), NAN), np.full((2, size), None, np.object_)
+        return cls(*numbers, *texts)
 
-def read_picks(facts: Facts) -> Picks:
-    """The tokens of all steps that were committed."""
+
+def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
+    """The tokens of all steps that were committed; without `likelihoods`, as if nobody had asked for them."""
     done = [(step, step.committed) for step in facts.steps if step.committed is not None]
     if not done:
         times, texts = np.empty(0, np.float64), np.empty(0, np.object_)
@@ -68,8 +73,13 @@ def read_picks(facts: Facts) -> Picks:
     taken = [_taken(step, event) for step, event in done]
     sizes = [len(each.request) for each in taken]
     asked = np.array([request.logprobs for request in facts.requests], np.int64)
-    found = [_likelihoods(event, asked[step.takers], step.planned.plan.logprobs) for step, event in done]
     request, token_id, position, forced, masked = map(np.concatenate, zip(*taken, strict=True))
+    found = _Likelihoods.unknown(sum(sizes))
+    begins = (np.cumsum(sizes) - sizes).tolist()
+    for (step, event), begin in zip(done, begins, strict=True):
+        if likelihoods and event.result.logprobs is not None:
+            sampled: list[Any] = [column[begin : begin + len(event.taken)] for column in found]
+            _fill(_Likelihoods(*sampled), event, asked[step.takers], step.planned.plan.logprobs)
     return Picks(
         request,
         np.repeat([step.planned.plan.index for step, _ in done], sizes),
@@ -78,7 +88,7 @@ def read_picks(facts: Facts) -> Picks:
         np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
         forced,
         masked,
-        *(np.concatenate(columns) for columns in zip(*found, strict=True)),
+        *found,
     )
 
 
@@ -113,15 +123,10 @@ def _positions(step: StepFacts, event: StepCommitted) -> npt.NDArray[np.int32]:
     return ends
 
 
-def _likelihoods(event: StepCommitted, asked: Longs, watched: int) -> _Likelihoods:
+def _fill(found: _Likelihoods, event: StepCommitted, asked: Longs, watched: int) -> None:
     """`asked`: top logprobs that the takers' requests asked for; `watched`: that an observer did, 0: none."""
-    columns, size = event.result.logprobs, len(event.taken) + event.num_followed
-    found = _Likelihoods(
-        np.full(size, NAN), np.full(size, NAN), np.full(size, NAN),
-        np.full(size, None, np.object_), np.full(size, None, np.object_),
-    )  # fmt: skip
-    if columns is None:
-        return found
+    columns = event.result.logprobs
+    assert columns is not None, "there is something to fill in"
     tops = np.minimum(np.maximum(asked, watched) if watched else asked, columns.top_ids.shape[1])
     lines = np.flatnonzero(tops > NO_LOGPROBS)
     taken = event.taken[lines]
@@ -133,7 +138,6 @@ def _likelihoods(event: StepCommitted, asked: Longs, watched: int) -> _Likelihoo
         found.top_logprobs[line] = json.dumps(
             [None if value == -np.inf else value for value in top_logprobs[: tops[line]]]
         )
-    return found
 
 
 def token_table(facts: Facts, picks: Picks, decode: Decode | None) -> Table:

@@ -11,22 +11,17 @@ from collections.abc import Iterable, Sequence, Sized
 from html import escape
 from pathlib import Path
 
-from workbench.trace.charts import block_chart, cache_chart, request_chart
-from workbench.trace.pictures import theme, token_budget
+from workbench.trace.charts import block_chart, cache_chart
+from workbench.trace.pictures import gantt, theme, token_budget
+from workbench.trace.pictures.stretches import Work
 from workbench.trace.schema import Table, Tables
 
 MOST_STEPS = 200  # lines of the steps table on the page; the CSV has them all
 MOST_REQUESTS = 300
+MOST_LANES = 120
 LONGEST_TEXT = 4000  # characters of a prompt or output on the page
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # nothing is fetched and nothing runs
-
-_LEGEND = (
-    ("prefill", "prefill"),
-    ("decode", "decode"),
-    ("waiting", "waiting or preempted"),
-    ("dropped", "computed for nobody"),
-)
 
 
 def page(tables: Tables) -> str:
@@ -37,7 +32,9 @@ def page(tables: Tables) -> str:
     sections = (
         _figures(tables),
         _section("Tokens per step", (), _token_budget(tables)),
-        _section("Requests", _LEGEND, request_chart(tables.requests, tables.steps, tables.step_requests)),
+        _section(
+            f"Requests{_cut(tables.requests['request_id'], MOST_LANES)}", (), _requests_over_time(tables)
+        ),
         _section("Prefix cache", (("found", "found"), ("prefill", "computed")), cache_chart(tables.requests)),
         _section(
             "KV blocks", (("held", "held"), ("cached", "findable by prefix")), block_chart(tables.steps)
@@ -66,6 +63,17 @@ def _token_budget(tables: Tables) -> str:
     if not len(tables.steps["step"]):
         return ""
     return token_budget.draw(token_budget.bars(tables.steps, tables.step_requests, tables.tokens))
+
+
+def _requests_over_time(tables: Tables) -> str:
+    if not len(tables.steps["step"]):
+        return ""
+    requests, steps = tables.requests, tables.steps
+    found = gantt.gantt(requests, steps, Work().take(requests, steps, tables.step_requests))
+    lanes = gantt.alive(found, requests)[:MOST_LANES]
+    if not len(lanes):
+        return ""
+    return gantt.draw(gantt.close_up(found, requests, lanes), requests, lanes) + gantt.legend_of(found)
 
 
 def _dropped(steps: int) -> str:

@@ -21,7 +21,7 @@ from workbench.trace.growing import GrowingTables, Name
 from workbench.trace.schema import Table, Tables
 
 SHORTEST = 0.1  # seconds between two draws
-IDLE = 33.0  # seconds of not drawing for each second of drawing: 3 %
+IDLE = 66.0  # seconds of not drawing for each second of drawing: 1.5 %, as much again is lost around it
 MOST_LINES = 1_000_000  # of step_requests, about 100 MB; a ring is read again when there are more
 
 
