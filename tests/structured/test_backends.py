@@ -75,6 +75,9 @@ TRAPS: dict[str, Any] = {
     "patternProperties": objects({"b": strings(maxLength=1)}, patternProperties={"^b": INT}),
     "minProperties": {"type": "object", "additionalProperties": INT, "minProperties": 2},
     "multipleOf": {"type": "integer", "multipleOf": 3},
+    "lookahead": strings(pattern="^(?!a)[ab]$"),
+    "an anchor inside": strings(pattern="^[ab]x*^a$"),
+    "an anchor in a group": strings(pattern="^b?(^a)$"),
     "escapes in a pattern": strings(pattern='^\\\\"x$'),
     "anything as a property": objects({"a": {}}, required=["a"]),
     "a keyword nobody knows": strings(minlength=3),
@@ -165,6 +168,21 @@ def test_a_whitespace_pattern_is_what_stands_between_tokens(backend: str) -> Non
 def test_xgrammar_refuses_a_whitespace_pattern() -> None:
     with pytest.raises(NotEnforced, match="whitespace_pattern"):
         compile_json("xgrammar", {"type": "object"}, whitespace_pattern="[ ]")
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)b", "(?!a)[ab]", "a^b", "a$b", "x*^a", "b?(^a)"])
+def test_xgrammar_refuses_a_regex_of_which_it_skips_a_part(pattern: str) -> None:
+    tag = {"type": "structural_tag", "format": {"type": "regex", "pattern": pattern}}
+    for spec in (Spec("regex", pattern), Spec("structural_tag", json.dumps(tag))):
+        with pytest.raises(NotEnforced, match="does not enforce the regex"):
+            open_backend("xgrammar", BYTES).compile(spec)
+
+
+@pytest.mark.parametrize("pattern", ["^a$", "^a|b$", "^a$|^b$", r"a\^b[$^]\$", "^(?:a|b)$", "(a)"])
+def test_anchors_at_the_ends_are_taken_and_signs_that_are_meant_are_no_anchors(pattern: str) -> None:
+    outputs = ended(open_backend("xgrammar", BYTES).compile(Spec("regex", pattern)), 20)
+    assert outputs
+    assert all(re.fullmatch(pattern, output) for output in outputs)
 
 
 @pytest.mark.parametrize("backend", MODULES)

@@ -19,8 +19,8 @@ _FORMATS = frozenset(
 
 # xgrammar 0.2.8 takes much more, and drops what it cannot express: pattern wins over the lengths, properties
 # over propertyNames and patternProperties; uniqueItems, contains, not and dependentRequired are skipped, an
-# overlapping oneOf is an anyOf, and keywords beside $ref and anyOf count for nothing. What it gets wrong of
-# the keywords listed here, `for_xgrammar` mends.
+# overlapping oneOf is an anyOf, lookahead and anchors inside a pattern are ignored, and keywords beside $ref
+# and anyOf count for nothing. What it gets wrong of the keywords listed here, `for_xgrammar` mends.
 XGRAMMAR = Enforced(
     backend="xgrammar",
     whole=frozenset(("$ref", "const", "enum", "anyOf")),
@@ -45,6 +45,7 @@ XGRAMMAR = Enforced(
     ),
     needs=(("minProperties", "properties"), ("maxProperties", "properties")),
     told_types=False,  # `for_xgrammar` tells them
+    skips_anchors=True,
     reads_spelling=True,
 )
 

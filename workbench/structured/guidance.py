@@ -117,7 +117,9 @@ class GuidanceMatcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise RuntimeError(f"guidance gave up on the output: {self._matcher.get_error()}")
+            # What follows the first line is the state of its parser.
+            reason = str(self._matcher.get_error()).partition("\n")[0]
+            raise RuntimeError(f"guidance gave up on the output: {reason}")
 
     def accept(self, token_id: int) -> bool:
         if self._ended:

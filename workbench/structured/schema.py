@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.structured.grammar import NotEnforced
+from workbench.structured.patterns import dropped
 
 # Say nothing of an instance.
 ANNOTATIONS = frozenset(
@@ -44,6 +45,7 @@ class Enforced:
     untyped: bool = True  # takes {}, which everything matches
     told_types: bool = True  # keywords stand beside a type that they are of
     plain_names: bool = False  # names of properties are written without JSON's escapes
+    skips_anchors: bool = False  # and lookahead, in patterns
     reads_spelling: bool = False  # patterns are matched against JSON's spelling of a string, escapes and all
 
     @property
@@ -110,6 +112,7 @@ class _Check:
         self._check_known(keywords)
         self._check_ref()
         self._check_pairs(keywords)
+        self._check_pattern()
         self._check_spelling()
         self._check_names()
         if self.enforced.combines:
@@ -144,6 +147,12 @@ class _Check:
         for one, other in self.enforced.needs:
             if one in keywords and other not in keywords:
                 raise self._refuse(f"{one!r} without {other!r}")
+
+    def _check_pattern(self) -> None:
+        pattern = self.node.value.get("pattern", "")
+        lost = dropped(pattern) if self.enforced.skips_anchors else None
+        if lost is not None:
+            raise self._refuse(f"the pattern {pattern!r}, for {lost}")
 
     def _check_spelling(self) -> None:
         value = self.node.value

@@ -16,6 +16,7 @@ from workbench.structured.grammar import (
     clear_padding,
     forced_by,
 )
+from workbench.structured.patterns import dropped
 from workbench.structured.rewriting import for_xgrammar
 from workbench.structured.schema import check_schema
 from workbench.structured.specs import dump
@@ -51,7 +52,7 @@ class XGrammar:
 
     def _compile(self, spec: Spec) -> Any:
         if spec.kind == "regex":
-            return self._compiler.compile_regex(spec.text)
+            return self._compiler.compile_regex(_checked_regex(spec.text))
         if spec.kind == "grammar":
             return self._compiler.compile_grammar(spec.text)
         if spec.kind == "choice":
@@ -129,7 +130,7 @@ def _alternatives(choices: list[str]) -> str:
 
 
 def _checked_tags(tags: Any) -> Any:
-    """A structural tag with the JSON schemas anywhere in it checked, and said as xgrammar enforces them."""
+    """A structural tag, its patterns and JSON schemas checked, the latter said as xgrammar enforces them."""
     if isinstance(tags, list):
         return [_checked_tags(inner) for inner in tags]
     if not isinstance(tags, dict):
@@ -138,10 +139,18 @@ def _checked_tags(tags: Any) -> Any:
 
 
 def _checked_part(name: str, value: Any) -> Any:
+    if name == "pattern" and isinstance(value, str):
+        return _checked_regex(value)
     if name not in ("schema", "json_schema"):
         return _checked_tags(value)
     check_schema(value, XGRAMMAR)
     return for_xgrammar(value)
+
+
+def _checked_regex(pattern: str) -> str:
+    if (lost := dropped(pattern)) is not None:
+        raise NotEnforced(f"xgrammar does not enforce the regex {pattern!r}, for {lost}")
+    return pattern
 
 
 def _reason(error: RuntimeError) -> str:
