@@ -6,8 +6,9 @@ pandas.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from workbench.lazy import loads_lazily
 
 if TYPE_CHECKING:
     from workbench.llm import LLM
@@ -48,14 +49,4 @@ _HOMES = {
     "StructuredOutputsParams": "workbench.params",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"workbench has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # the next look-up finds it without coming here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = loads_lazily(__name__, _HOMES)

@@ -117,7 +117,6 @@ class Trace:
                 self._forget(scope)
                 scope._cut_off = f"the recording ends at a {type(event).__name__}: {error!r}"
                 logger.warning("%s; the run goes on unrecorded", scope._cut_off)
-
         for follower in self._followers:
             try:
                 follower(event)

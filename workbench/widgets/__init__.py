@@ -5,28 +5,26 @@ How a widget is made up, from below:
 1. `workbench.trace.growing.GrowingTables`: the trace's tables, growing as events come. Lines of steps,
    step_requests, tokens and blocks never change once they are there; requests are worked out anew.
 2. `feed.Feed`: one for each trace that is looked at, found again by the next widget on the same trace or
-   engine.
-   It follows the trace (`Trace.follow`), hands out tables (`feed["steps"]`) and decides when its widgets
-   draw: at most ten times a second, and for at most 3 % of the time, all widgets of an engine together.
+   engine. It follows the trace (`Trace.follow`), hands out tables (`feed["steps"]`) and decides when its
+   widgets draw: at most ten times a second, and for at most 3 % of the time, all widgets of an engine
+   together.
 3. `workbench.trace.pictures.*`: pure functions from tables to frozen picture data, and from those to SVG or
-   HTML
-   text. The report uses them too. `pictures.theme` has the colours; classes, never colours, stand in the
+   HTML text. The report uses them too. `pictures.theme` has the colours; classes, never colours, stand in the
    markup.
 4. `base.Widget`: an `ipywidgets.VBox` that holds what a person chose (a zoom, a page) and says with `draw()`
-   what
-   stands there now. It shows every failure as a message in the widget's place, carries a static picture in
-   its mime bundle, and turns a click on an element with `data-pick="..."` into a call of `picked("...")`.
+   what stands there now. It shows every failure as a message in the widget's place, carries a static picture
+   in its mime bundle, and turns a click on an element with `data-pick="..."` into a call of `picked("...")`.
 5. `selection.Selection`: the step, request and block that somebody points at. Widgets that share one follow
-   one
-   another; `linked(source, TokenBudget, Requests)` makes some that do.
+   one another; `linked(source, TokenBudget, Requests)` makes some that do.
 
 CONTRIBUTING.md, "Adding a widget", says what to write for a new one.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from workbench.lazy import loads_lazily
 
 if TYPE_CHECKING:
     from workbench.widgets.base import linked
@@ -43,14 +41,4 @@ _HOMES = {
     "linked": "workbench.widgets.base",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"workbench.widgets has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # the next look-up finds it without coming here
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = loads_lazily(__name__, _HOMES)

@@ -6,6 +6,7 @@ Knows ipywidgets, and no table.
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.errors import MissingExtra
@@ -81,9 +82,9 @@ class Widget(VBox):
 
     # --- what a widget is -----------------------------------------------------------------------------
 
+    @abstractmethod
     def draw(self) -> str:
         """What stands there now, as HTML text."""
-        raise NotImplementedError
 
     def controls(self) -> list[Any]:
         """More ipywidgets, below the picture."""
