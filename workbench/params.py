@@ -153,6 +153,13 @@ class SamplingParams:
         """Something is told of every generated token."""
         return self.logprobs is not None or self.logprob_token_ids is not None
 
+    @property
+    def adjusts_logits(self) -> bool:
+        """Single tokens become likelier or less likely by what it asks for, a grammar aside."""
+        penalised = self.repetition_penalty != 1 or self.frequency_penalty or self.presence_penalty
+        limited = self.allowed_token_ids is not None or self.min_tokens > 0
+        return bool(penalised or limited or self.logit_bias or self.bad_words)
+
     def clone(self) -> SamplingParams:
         """A copy that shares no list or dict with this one."""
         twin = object.__new__(type(self))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from workbench.engine.plan import Addition, Ints, StepPlan
 from workbench.engine.result import Failure, Floats, Forced
-from workbench.params import SamplingParams, StructuredOutputsParams
+from workbench.params import StructuredOutputsParams
 from workbench.runtime.batch import Longs
 from workbench.structured.grammar import CompiledGrammar, Matcher
 
@@ -31,7 +32,7 @@ class Row:
     """One request's way through its grammar."""
 
     matcher: Matcher
-    may_force: bool  # nobody has to look at its logits to know a token that has no alternative
+    may_force: bool  # a token without an alternative comes for sure, and nobody asks for its logits
     ahead: list[int] = field(default_factory=list)  # known to follow, and not taken by the matcher yet
     length: int = 0  # of the request, ahead of those
 
@@ -61,6 +62,21 @@ class Constrained:
         return self.refused
 
 
+class Outcome(NamedTuple):
+    """What a result says of constrained rows."""
+
+    refused: tuple[Failure, ...] = ()
+    masked: Floats | None = None
+    forced: tuple[Forced, ...] = ()
+
+
+def outcome(constrained: Constrained | None, token_ids: Ints) -> Outcome:
+    """Of a step's tokens [m], which are known now."""
+    if constrained is None:
+        return Outcome()
+    return Outcome(constrained.take(token_ids), constrained.masked, constrained.forced)
+
+
 class Constraints:
     """A matcher for each row that asks for structured output."""
 
@@ -87,7 +103,8 @@ class Constraints:
         for added in plan.added:
             if added.params.structured_outputs is not None:
                 matcher = self._start(added, added.params.structured_outputs)
-                self._rows[added.row] = Row(matcher, can_force(added.params))
+                may_force = not (added.params.adjusts_logits or added.params.wants_logprobs)
+                self._rows[added.row] = Row(matcher, may_force)
 
     def _start(self, added: Addition, asked: StructuredOutputsParams) -> Matcher:
         matcher = self._compile(asked).start()
@@ -118,35 +135,20 @@ class Constraints:
         masked[lines] = 1.0 - np.minimum(allowed / self._vocab_size, 1.0)
         forced: tuple[Forced, ...] = ()
         if self._least_forced is not None and not plan.logprobs:  # an observer may want to see the logits
-            forced = self._force(rows[allowed == 1].tolist(), dict(zip(rows.tolist(), lengths, strict=True)))
+            ends = dict(zip(rows.tolist(), lengths, strict=True))
+            forced = self._force(rows[allowed == 1].tolist(), ends, self._least_forced)
         return Constrained(lines, rows, bits, tuple([state.matcher for state in states]), masked, forced)
 
-    def _force(self, rows: list[int], lengths: dict[int, int]) -> tuple[Forced, ...]:
+    def _force(self, rows: list[int], lengths: dict[int, int], least: int) -> tuple[Forced, ...]:
         """What has to come behind the next token of rows that leave no choice of it."""
         found = []
         for row in rows:
             state = self._rows[row]
             ahead = state.matcher.forced()[1:] if state.may_force else []
-            if len(ahead) >= (self._least_forced or 1):
+            if len(ahead) >= least:
                 state.ahead, state.length = ahead, lengths[row] + 1
                 found.append(Forced(row, state.length, np.array(ahead, np.int32)))
         return tuple(found)
-
-
-def can_force(params: SamplingParams) -> bool:
-    """Whether a token without an alternative needs no look at its logits: it comes whatever else the request
-    asks for, and the request asks for nothing about it.
-    """
-    return not (
-        params.wants_logprobs
-        or params.min_tokens
-        or params.bad_words
-        or params.allowed_token_ids
-        or params.logit_bias
-        or params.repetition_penalty != 1.0
-        or params.frequency_penalty
-        or params.presence_penalty
-    )
 
 
 def _catch_up(state: Row, length: int) -> None:

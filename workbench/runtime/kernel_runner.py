@@ -16,7 +16,7 @@ from torch import Tensor
 from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.result import Failure, Scores, StepResult
-from workbench.runtime.constraints import Constrained, Constraints
+from workbench.runtime.constraints import Constrained, Constraints, outcome
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs, Replay
@@ -248,13 +248,10 @@ class KernelRunner:
         if told.scoring is not None and told.scored is not None:
             scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
-        constrained = told.constrained
-        refused = () if constrained is None else constrained.take(token_ids)
+        refused, masked, forced = outcome(told.constrained, token_ids)
         return StepResult(
             ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s,
-            scores, (*told.failed, *refused),
-            None if constrained is None else constrained.masked,
-            () if constrained is None else constrained.forced,
+            scores, (*told.failed, *refused), masked, forced,
         )  # fmt: skip
 
     def warm(self, plans: Iterable[StepPlan]) -> None:

@@ -16,7 +16,7 @@ from workbench.kernels.logprobs.reference import logprobs as logprobs_of
 from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
-from workbench.runtime.constraints import Constrained, Constraints
+from workbench.runtime.constraints import Constrained, Constraints, outcome
 from workbench.runtime.contexts import Contexts
 from workbench.runtime.device import naming_faults
 from workbench.runtime.kv_store import KVStore
@@ -130,14 +130,11 @@ class TorchRunner:
         token_ids = _on_host(ticket.sampled.token_ids)
         columns, wanted = ticket.sampled.logprobs, ticket.sampled.wanted
         logprobs = None if columns is None or wanted is None else to_columns(columns, wanted)
-        constrained = ticket.constrained
-        refused = () if constrained is None else constrained.take(token_ids)
+        refused, masked, forced = outcome(ticket.constrained, token_ids)
         now = self._clock()
         return StepResult(
             ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
-            ticket.scores, (*ticket.sampled.failed, *refused),
-            None if constrained is None else constrained.masked,
-            () if constrained is None else constrained.forced,
+            ticket.scores, (*ticket.sampled.failed, *refused), masked, forced,
         )  # fmt: skip
 
     def reset(self) -> None:

@@ -143,9 +143,7 @@ def _heated(logits: Tensor, options: Options, passage: Passage | None) -> tuple[
 
 
 def is_adjusted(p: SamplingParams) -> bool:
-    plain = p.repetition_penalty == 1 and not p.frequency_penalty and not p.presence_penalty
-    limited = p.allowed_token_ids is not None or p.structured_outputs is not None
-    return not plain or p.min_tokens > 0 or bool(p.logit_bias or p.bad_words) or limited
+    return p.adjusts_logits or p.structured_outputs is not None
 
 
 def _restrict(logits: Tensor, added: Addition, output: Tensor) -> None:
