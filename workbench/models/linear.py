@@ -50,9 +50,8 @@ def empty_linear(out_size: int, in_size: int, bias: bool, device: torch.device, 
         weight = torch.empty(in_size, out_size, device=device, dtype=dtype).t()
     else:
         weight = torch.empty(out_size, in_size, device=device, dtype=dtype)
-    return Linear(
-        weight, torch.empty(out_size, device=device, dtype=dtype) if bias else None, product(device, dtype)
-    )
+    added = torch.empty(out_size, device=device, dtype=dtype) if bias else None
+    return Linear(weight, added, _product_of(weight, added))
 
 
 def product(device: torch.device, dtype: torch.dtype) -> Product:
@@ -64,6 +63,15 @@ def product(device: torch.device, dtype: torch.dtype) -> Product:
 
         return products.product
     return F.linear
+
+
+def _product_of(weight: Tensor, bias: Tensor | None) -> Product:
+    """What multiplies fastest by this weight."""
+    if backend.has_kernels(weight.device):
+        from workbench.models import products
+
+        return products.product_of(weight, bias)
+    return product(weight.device, weight.dtype)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

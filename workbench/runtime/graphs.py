@@ -34,12 +34,13 @@ class Pair(NamedTuple):
 def ladder(most: int) -> list[int]:
     """Sizes up to `most`, ascending.
 
-    Whole tiles of the products: those of a layer of llama-8b, with norm and SiLU, take 134 us at 32 rows, 127
-    at 64, 140 at 96 and 139 at 128 (kernels/LOG.md). Lines that are padding cost attention nothing.
+    Whole tiles of the products. The four of a layer of llama-8b take 128 us at 32 rows, 126 at 64, 132 at 96,
+    140 at 128, 150 at 160, 166 at 192; 184 at 224, 185 at 256; 216 at 288 and at 320; 287 at 416, 425 at 448
+    and 311 at 512; 408 at 576 and 394 at 640 (kernels/LOG.md). Lines that are padding cost attention nothing.
     """
-    sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128]
+    sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640]
     while sizes[-1] < most:
-        sizes.append(sizes[-1] + (32 if sizes[-1] < 512 else 64))
+        sizes.append(sizes[-1] + 64)
     return [size for size in sizes if size < most] + [most]
 
 
