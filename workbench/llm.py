@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.beams import BeamSearch
+from workbench.between_steps import BetweenSteps
 from workbench.build import Built, build, give_memory_back
 from workbench.cache.hashing import HashAlgorithm
 from workbench.config import EngineConfig, read_settings
@@ -136,6 +137,11 @@ class LLM:
         if self._streams is None:
             raise RuntimeError(CLOSED)
         return self._streams
+
+    @property
+    def scheduler(self) -> BetweenSteps:
+        """Between two steps: the next one as it will be, the waiting queue and the token budget, to edit."""
+        return BetweenSteps(lambda: self._engine, self._requests, self.config.max_num_batched_tokens)
 
     @property
     def trace(self) -> Trace:
@@ -334,7 +340,7 @@ class LLM:
             self.trace.flush()  # whoever steps by hand may look long before the next step
             interrupts.check()  # while nothing has been told, so that the next step tells it
             outputs = self._requests.outputs_by_hand(commit)
-            return describe(commit, self.config.max_num_batched_tokens, outputs)
+            return describe(commit, engine.scheduler.limits.budget, outputs)
 
     # --- around ---------------------------------------------------------------------------------------
 

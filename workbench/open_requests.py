@@ -34,6 +34,11 @@ class OpenRequests:
         return bool(self._open or self.by_hand)
 
     @property
+    def awaited(self) -> bool:
+        """Whether a call waits for requests that are open: others than those that `step` tells."""
+        return any(name not in self.by_hand for name in tuple(self._open))
+
+    @property
     def engine(self) -> Engine[Any]:
         if self._engine is None:
             raise RuntimeError(CLOSED)

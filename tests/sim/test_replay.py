@@ -104,6 +104,37 @@ def test_any_run_replays(work, budget, blocks, depth, pauses, abort_at, fail_at,
     assert str(Trace.diff(house.trace, replay(house.trace))) == "no difference: both runs decided alike"
 
 
+def edited() -> House:
+    """Somebody moves the last to the front, and gives and takes budget."""
+    house = house_of(budget=12)
+    for number in range(12):
+        house.add([2 + number] * 9, max_tokens=6)
+    for budget in (12, 5, 12):
+        house.engine.scheduler.set_budget(budget)
+        for _ in range(2):
+            house.engine.step()
+        waiting = list(house.engine.scheduler.waiting)
+        assert house.engine.scheduler.reorder(waiting[-1:] + waiting[:-1])
+    return house.run()
+
+
+def test_edits_by_hand_replay(tmp_path: Path) -> None:
+    house = edited()
+    order = house.trace.requests.sort_values("scheduled_s").request_id.tolist()
+    assert order != sorted(order, key=int)
+    assert set(house.trace.steps.budget) == {5, 12}
+    again = replay(house.trace)
+    assert str(Trace.diff(house.trace, again)) == "no difference: both runs decided alike"
+    assert set(again.steps.budget) == {5, 12}
+    with house.trace.record(path=tmp_path / "later"):
+        house.engine.scheduler.set_budget(7)
+    assert "budget_changed" in set(Trace.load(tmp_path / "later").events.kind)
+
+
+def test_another_budget_stands_above_the_one_that_was_set_by_hand() -> None:
+    assert set(replay(edited().trace, max_num_batched_tokens=20).steps.budget) == {20}
+
+
 def test_another_budget_names_the_first_difference() -> None:
     house = mixed(house_of(budget=12))
     again = replay(house.trace, max_num_batched_tokens=10)

@@ -7,6 +7,7 @@ as all groups agree. Knows tokens only as bytes to hash; decides nothing about w
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple, Protocol
@@ -32,6 +33,10 @@ class BlockTables:
     keys: list[bytes] = field(default_factory=list)  # of its full blocks, as far as they were needed
     num_registered: int = 0  # leading blocks that were found or made findable
     name: str = ""  # whose; the log of KV events tells it
+
+    def copy(self) -> BlockTables:
+        blocks = [list(table) for table in self.blocks]
+        return BlockTables(self.root, blocks, list(self.keys), self.num_registered, self.name)
 
 
 class Hit(NamedTuple):
@@ -77,6 +82,12 @@ class CacheManager:
         elif self._log is None:
             self._log = KVEventLog(self.pool)
         return self._log
+
+    def copy(self) -> CacheManager:
+        """The same cache over a copy of its pool, watched by nobody."""
+        other = copy(self)
+        other.pool, other._log = self.pool.copy(), None
+        return other
 
     def open(self, root: bytes) -> BlockTables:
         """Empty tables for a new request."""

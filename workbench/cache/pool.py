@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from copy import copy
 from typing import NamedTuple
 
 NULL_BLOCK = 0
@@ -34,6 +35,13 @@ class BlockPool:
         self._keys: list[bytes | None] = [None] * (num_blocks + 1)
         self._found: dict[bytes, int] = {}  # key -> block
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks + 1))  # oldest first
+
+    def copy(self) -> BlockPool:
+        """The same blocks in the same order; what is done to one, the other does not see."""
+        other = copy(self)
+        other._references, other._keys = self._references.copy(), self._keys.copy()
+        other._found, other._free = self._found.copy(), self._free.copy()
+        return other
 
     @property
     def num_free(self) -> int:

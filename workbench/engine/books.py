@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,10 @@ from workbench.cache.manager import CacheManager
 from workbench.engine.clock import Clock
 from workbench.engine.events import (
     BlocksChanged,
+    BudgetChanged,
     Emitter,
     FinishReason,
+    QueueReordered,
     RequestArrived,
     RequestFinished,
     RequestPreempted,
@@ -91,6 +94,16 @@ class Books:
         self._kv_events: KVEventLog | None = None  # while somebody observes
         emit.on_switch(self._watch_blocks)
 
+    def copy(self) -> Books:
+        """The same books, over copies of everything that is ever written to; nobody hears of those."""
+        other = copy(self)
+        other.emit, other.cache = Emitter(), self.cache.copy()
+        other.waiting, other.running = self.waiting.copy(), self.running.copy()
+        other.flights, other.removed = self.flights.copy(), list(self.removed)
+        other.counts = replace(self.counts, finished=dict(self.counts.finished))
+        other.known_scores, other._kv_events = self.known_scores.copy(other.cache), None
+        return other
+
     def _watch_blocks(self, on: bool) -> None:
         self._kv_events = self.cache.watch(on)
 
@@ -124,6 +137,19 @@ class Books:
                     request.tables.root,
                 )
             )
+
+    def reorder(self, order: Sequence[Request]) -> bool:
+        """Waiting requests trade their places for that order; False where the policy looks elsewhere."""
+        done = self.waiting.reorder(order)
+        if done and self.emit:
+            self.emit(QueueReordered(self.clock(), tuple([request.request_id for request in order])))
+        return done
+
+    def set_budget(self, budget: int) -> None:
+        """Tokens of a step, for those that are planned from here on."""
+        self.limits = replace(self.limits, budget=budget)
+        if self.emit:
+            self.emit(BudgetChanged(self.clock(), budget))
 
     def abort(self, requests: Iterable[Request], reason: FinishReason = "abort") -> None:
         """End requests wherever they are; those that have ended are left alone."""

@@ -44,6 +44,22 @@ class RequestArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueReordered:
+    """Somebody moved waiting requests; they traded places, with the priorities that belong to those."""
+
+    at: float
+    request_ids: tuple[str, ...]  # those that were moved, in their new order
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetChanged:
+    """Somebody set another token budget, for the steps from here on."""
+
+    at: float
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
 class PrefixLookedUp:
     """A waiting request's prefix was looked up in the cache; it is admitted if there is room for the rest.
 
@@ -169,6 +185,8 @@ class RequestFinished:
 Event = (
     EngineStarted
     | RequestArrived
+    | QueueReordered
+    | BudgetChanged
     | PrefixLookedUp
     | RequestAdmitted
     | RequestPreempted

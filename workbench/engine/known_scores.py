@@ -28,6 +28,11 @@ class KnownScores:
         self._cache = cache
         self._known: OrderedDict[bytes, Known] = OrderedDict()  # oldest first
 
+    def copy(self, cache: CacheManager) -> KnownScores:
+        other = KnownScores(cache)
+        other._known = self._known.copy()
+        return other
+
     def __len__(self) -> int:
         return len(self._known)
 

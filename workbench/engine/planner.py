@@ -6,6 +6,8 @@ scheduler of vLLM V1). Knows nothing of tensors, results or text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,6 +57,13 @@ class Planner:
         self._no_growth = (NO_GROWTH,) * len(books.cache.groups)
         self._nothing = Draft(books.limits.budget, [])  # what a step like the one before decides
         self._last_block: Longs = np.arange(-books.cache.block_size, 0)  # places of its tokens, from its end
+
+    def copy(self, books: Books, requests: Mapping[Request, Request]) -> Planner:
+        """One that goes on from here over a copy of the books; `requests`: whose copy is whose."""
+        other = copy(self)
+        other._books, other._untold = books, list(self._untold)
+        other._scoring = {requests[r]: first for r, first in self._scoring.items() if r in requests}
+        return other
 
     def restart(self) -> None:
         """Nobody runs any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from workbench.engine.policies import Policy
 from workbench.engine.request import Request, State
@@ -19,6 +19,14 @@ class WaitingQueue:
 
     def __len__(self) -> int:
         return self._count
+
+    def copy(self) -> WaitingQueue:
+        """The same queue, of copies of the requests."""
+        other = WaitingQueue(self._policy)
+        live = sorted(entry for entry in self._heap if entry[2].state is State.WAITING)
+        other._heap = [(key, arrival, request.copy()) for key, arrival, request in live]  # sorted: a heap
+        other._count = len(live)
+        return other
 
     def __iter__(self) -> Iterator[Request]:
         """The waiting requests, first to be admitted first."""
@@ -37,6 +45,28 @@ class WaitingQueue:
         request.state = State.WAITING
         self._count += 1
 
+    def reorder(self, order: Sequence[Request]) -> bool:
+        """These waiting requests trade the places they have for that order; the others keep theirs.
+
+        A place is made of what policies look at, an arrival and a priority, and is handed on with both.
+        False, and nothing done, where the policy looks at something else.
+        """
+        moving, before = set(order), list(self)
+        assert moving <= set(before), "somebody who is to be moved does not wait"
+        wanted, held = iter(order), [(r.priority, r.arrival) for r in order]
+        after = [next(wanted) if request in moving else request for request in before]
+        _give_places(order, [(r.priority, r.arrival) for r in before if r in moving])
+        try:
+            heap = sorted((self._policy.key(request), request.arrival, request) for request in before)
+        except BaseException:
+            _give_places(order, held)
+            raise
+        if [request for *_, request in heap] != after:
+            _give_places(order, held)
+            return False
+        self._heap = heap  # sorted: a heap
+        return True
+
     def peek(self) -> Request | None:
         while self._heap and self._heap[0][2].state is not State.WAITING:
             heapq.heappop(self._heap)
@@ -53,3 +83,8 @@ class WaitingQueue:
         """A waiting request has ended; its entry goes when it comes up."""
         assert request.state is not State.WAITING, "end the request before it is forgotten"
         self._count -= 1
+
+
+def _give_places(requests: Sequence[Request], places: Sequence[tuple[int, int]]) -> None:
+    for request, (priority, arrival) in zip(requests, places, strict=True):
+        request.priority, request.arrival = priority, arrival

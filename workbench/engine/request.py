@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -85,6 +86,12 @@ class Request:
         return (
             f"Request({self.request_id}, {self.state.name.lower()}, {self.num_prompt_tokens} prompt tokens)"
         )
+
+    def copy(self) -> Request:
+        """The same request, to plan with; its tokens and what it has been told are shared."""
+        other = copy(self)
+        other.times, other.tables, other.scores = copy(self.times), self.tables.copy(), list(self.scores)
+        return other
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -7,6 +7,7 @@ or policies.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +67,18 @@ class Running:
         for constant in (self._all_places, self._one_each, self._all_sample):
             constant.flags.writeable = False  # observers see them, in every step of the engine's life
         self._view()
+
+    def copy(self) -> Running:
+        """The same rows, held by copies of the requests."""
+        other = copy(self)
+        other.requests = [request.copy() for request in self.requests]
+        other.tokens = np.zeros_like(self.tokens)
+        other.tokens[self.row] = self.tokens[self.row]
+        other._flat = other.tokens.reshape(-1)
+        other._free_rows, other._columns = list(self._free_rows), self._columns.copy()
+        other._stops, other._place_of_row = self._stops.copy(), self._place_of_row.copy()
+        other._view()
+        return other
 
     def _view(self) -> None:
         n = self.count

@@ -13,6 +13,7 @@ from workbench.engine.flight import Commit, Flight
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.planner import Planner
 from workbench.engine.policies import Policy
+from workbench.engine.preview import Preview, Waiting, preview, waiting_in
 from workbench.engine.reports import step_committed, step_planned
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
@@ -30,12 +31,16 @@ class Scheduler:
         self._planner = Planner(books)
         self._clock = clock
         self._emit = emit
-        self.limits = limits
         self.cache = cache
         self.waiting = books.waiting
         self.running = books.running
         self.flights = books.flights
         self.counts = books.counts
+
+    @property
+    def limits(self) -> Limits:
+        """What a step and the batch may hold now."""
+        return self._books.limits
 
     def add(self, request: Request) -> None:
         """Queue a request that has been checked against the limits."""
@@ -44,6 +49,15 @@ class Scheduler:
     def abort(self, requests: Iterable[Request]) -> None:
         """End requests wherever they are; those that have ended are left alone."""
         self._books.abort(requests)
+
+    def reorder(self, order: Sequence[Request]) -> bool:
+        """Waiting requests trade their places for that order; False, and nothing done, where the policy
+        looks at something else than arrivals and priorities."""
+        return self._books.reorder(order)
+
+    def set_budget(self, budget: int) -> None:
+        """The token budget of the steps planned from here on; what the runner was built for is the most."""
+        self._books.set_budget(budget)
 
     @property
     def has_work(self) -> bool:
@@ -68,6 +82,14 @@ class Scheduler:
             self._books.tell_blocks(flight.plan.index)
             self._emit(step_planned(self._books, flight, draft.recomputed, began))
         return flight.plan
+
+    def preview(self) -> Preview:
+        """What `plan` would say now; nothing changes. No step may be in flight."""
+        return preview(self._books, self._planner)
+
+    def queue(self) -> tuple[Waiting, ...]:
+        """Who waits, first to be admitted first."""
+        return waiting_in(self._books)
 
     def commit(self, result: StepResult) -> Commit:
         """Apply the oldest plan's result: append its tokens, end who is done."""

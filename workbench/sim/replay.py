@@ -1,12 +1,14 @@
 """Plays a recorded run again: the same arrivals, aborts and tokens, through the real scheduler and cache.
 
 Nothing is computed: a step is answered with the tokens that were recorded. With the same settings every
-decision comes out the same; with others one sees what they would have decided.
+decision comes out the same; with others one sees what they would have decided. A budget that was set by hand
+holds unless another is asked for.
 
 The recording says in which order the scheduler was called, which is how the replay calls it::
 
     request arrived -> add      step planned -> plan      step committed -> commit      step failed -> fail
     request finished, by an abort -> abort                blocks changed, by a reset -> forget the cache
+    queue reordered -> reorder                            budget changed -> set the budget
 
 A recording does not say what was in the prefix cache before it: begin it with the engine, or right after
 `reset_prefix_cache`. Nor does it hold a scheduling policy that is an object of somebody's own: hand it over.
@@ -29,9 +31,11 @@ from workbench.engine.books import Limits
 from workbench.engine.clock import Clock
 from workbench.engine.events import (
     BlocksChanged,
+    BudgetChanged,
     Emitter,
     EngineStarted,
     Event,
+    QueueReordered,
     RequestAdmitted,
     RequestArrived,
     RequestFinished,
@@ -89,7 +93,7 @@ def replay(trace: Trace, **changes: Any) -> Trace:
     _check_begin(events, recording.dropped_steps)
     scripts = _scripts(events)
     _check_room(settings, scripts)
-    player = _Player(settings, scripts, _depth(events))
+    player = _Player(settings, scripts, _depth(events), "max_num_batched_tokens" not in changes)
     player.play(events)
     return player.trace
 
@@ -246,12 +250,13 @@ def _scripts(events: Sequence[Event]) -> list[Script]:
 class _Player:
     """Calls a scheduler in the order in which the recorded one was called."""
 
-    def __init__(self, settings: Settings, scripts: Sequence[Script], depth: int) -> None:
+    def __init__(self, settings: Settings, scripts: Sequence[Script], depth: int, same_budget: bool) -> None:
         self._now = 0.0
         self._scripts = iter(scripts)
         self._script_of: dict[Request, Script] = {}
         self._latest: dict[str, Request] = {}
         self._depth = depth
+        self._same_budget = same_budget  # the one recorded: what was set by hand counts too
         self._ahead = False  # the next plan has been made already
         self._settings = settings
         self._emit = Emitter()
@@ -280,6 +285,10 @@ class _Player:
                     self._fail(event, events[place + 1 :])
                 case RequestFinished(reason="abort"):
                     self.scheduler.abort([self._latest[event.request_id]])
+                case QueueReordered():
+                    self._reorder(event)
+                case BudgetChanged() if self._same_budget:
+                    self.scheduler.set_budget(event.budget)
                 case BlocksChanged() if any(change.reason == CACHE_RESET for change in event.changes):
                     self.scheduler.forget_prefixes()
                 case _:
@@ -299,6 +308,11 @@ class _Player:
         self._script_of[request] = script
         self._latest[request.request_id] = request
         self.scheduler.add(request)
+
+    def _reorder(self, event: QueueReordered) -> None:
+        """Of those who were moved, the ones that wait under these settings too."""
+        moved = [self._latest[name] for name in event.request_ids]
+        self.scheduler.reorder([request for request in moved if request.state is State.WAITING])
 
     def _running(self, request_id: str) -> bool:
         return self._latest[request_id].state is State.RUNNING
