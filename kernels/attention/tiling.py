@@ -49,9 +49,10 @@ def few_tile(shape: Shape, count: int, requests: int) -> Tile:
     if rows > 16 or shape.head_dim > 128:
         return Tile(rows, queries, 64 if shape.head_dim <= 128 else 32, 4, 3)
     # Two warps a tile and many tiles at once. 256 x 600 keys, 16/8 heads: 151 us with steps of 32 keys, 160
-    # with 64; 64 x 1000: 79 and 75. Steps of 128 with four warps leave a processor a single tile: 2 % less
-    # time where contexts are long, twice as much where they are short, as behind a shared prefix.
-    if requests * shape.kv_heads > 8 * shape.processors:
+    # with 64; 64 x 1000: 79 and 75; of 100 .. 1700 keys, 32/8 heads, 140: 128 and 114, 200: 176 and 178.
+    # Steps of 128 with four warps leave a processor a single tile: 2 % less time where contexts are long,
+    # twice as much where they are short, as behind a shared prefix.
+    if requests * shape.kv_heads > 12 * shape.processors:
         return Tile(rows, queries, 32, 2, 4)
     return Tile(rows, queries, 64, 2, 3)
 
@@ -79,8 +80,9 @@ def few_split(shape: Shape, requests: int, length: int, room: int) -> Split:
 
     The longest contexts come first, so that many programs leave no tail; where they are few, pieces fill the
     processors, and a piece pays for its merging by being long. 1 x 300: 6.0 us in pieces of 64, 6.9 of 128;
-    8 x 1000: 15.5 of 128, 18 of 256; 32 x 1000: 40 of 512, 43 of 256. 60 contexts of 100 .. 1700 keys, 8 KV
-    heads: 67 us in two pieces of at least 256, 72 in up to four of 1024; 100 of them 90 whole, 98 in two.
+    8 x 1000: 15.5 of 128, 18 of 256; 32 x 1000: 40 of 512, 43 of 256. Contexts of 100 .. 1700 keys, 8 KV
+    heads: 50 of them 61.3 us in up to eight pieces of 512, 61.8 in two of at least 256, 67 whole; 64 of them
+    69, 63.6 and 69; 100 of them 98 in two, 90 whole.
     """
     programs = requests * shape.kv_heads
     if programs > 8 * shape.processors:
@@ -90,7 +92,9 @@ def few_split(shape: Shape, requests: int, length: int, room: int) -> Split:
     while least < 1024 and least * shape.processors < 256 * programs:
         least *= 2
     if programs >= 2 * shape.processors:
-        pieces, least = 2, 256 if programs < 5 * shape.processors else 2048
+        pieces, least = (8, 512) if programs < 3.5 * shape.processors else (2, 256)
+        if programs >= 5 * shape.processors:
+            pieces, least = 2, 2048
     return Split(max(1, min(pieces, room, -(-length // least))), least)
 
 
