@@ -25,6 +25,7 @@ CUT_OFF = 141  # 128 + SIGPIPE: whoever read our output, such as `head`, had eno
 
 # Subcommands with a parser of their own: everything after the name is theirs.
 _DELEGATED = {
+    "calibrate": ("workbench.calibration", "find the scales of an FP8 KV cache, and save them"),
     "bench": ("workbench.bench.cli", "measure the engine"),
     "eval": ("workbench.evals.cli", "measure what a model gets right"),
     "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train"),

@@ -30,6 +30,7 @@ from workbench.models.rotary import build_rotary
 from workbench.models.spec import ModelSpec, read_spec
 from workbench.runtime.assembly import make_runner, scratch_bytes
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
+from workbench.runtime.kv_formats import Stored, described, pick_storage
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
 from workbench.structured.backends import AUTO
@@ -52,6 +53,7 @@ class Built:
     tokenizer: Any | None
     memory: str  # what the device's memory goes to: a table for people
     processors: tuple[type[Any], ...]  # classes of its logits processors
+    store: KVStore
     grammars: Grammars
 
 
@@ -67,8 +69,9 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     name = settings.model or f"zoo/{DEFAULT}"
     folder = resolve(name)
     spec = read_spec(folder, settings.hf_overrides)
-    device, described = pick_device(settings.device)
+    device, place = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, spec.dtype, device)
+    stored = pick_storage(settings, folder, spec, dtype)
 
     def load(max_positions: int) -> Decoder:
         return load_model(
@@ -81,21 +84,19 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         length = model_length(settings, spec)
         model = load(length)
         if settings.kv_cache_memory_bytes is None:
-            budget = _measure(model, settings, described, length)
-    config, groups = _plan_memory(settings, name, spec, device, described, dtype, budget)
+            budget = _measure(model, settings, place, length)
+    config, groups = _plan_memory(settings, name, spec, device, place, dtype, stored, budget)
     if model is None:
         model = load(config.max_model_len)
     elif len(model.rotary.cos_sin) != config.max_model_len:  # some scalings depend on the length served
         model = replace(model, rotary=build_rotary(spec, config.max_model_len, device))
     config = replace(config, logits_processors=tuple([kind.__qualname__ for kind in found]))
     processors = make(found, config, device)
-    tokenizer = None
-    if not settings.skip_tokenizer_init:
-        source = settings.tokenizer or folder
-        tokenizer = load_tokenizer(source, trust_remote_code=settings.trust_remote_code)
+    tokenizer = _tokenizer(settings, folder)
     grammars = Grammars(config.structured_outputs_backend, lambda: _vocabulary(tokenizer, spec))
     try:
-        store = KVStore(spec, groups, config.num_blocks, config.block_size, dtype, device)
+        size = (config.num_blocks, config.block_size)
+        store = KVStore(spec, groups, *size, stored.formats, device, stored.scales)
         runner = make_runner(
             model,
             groups,
@@ -111,10 +112,17 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         if not _lacks_memory(error):
             raise  # a kernel failed, say: no size would help
         raise ValueError(_no_memory(config, budget, error)) from error
+    store.scales_due = settings.calculate_kv_scales
     engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
     memory = _memory_table(config, budget)
     logger.info("%s", memory)
-    return Built(engine, config, spec, folder, tokenizer, memory, tuple(found), grammars)
+    return Built(engine, config, spec, folder, tokenizer, memory, tuple(found), store, grammars)
+
+
+def _tokenizer(s: Settings, folder: Path) -> Any | None:
+    if s.skip_tokenizer_init:
+        return None
+    return load_tokenizer(s.tokenizer or folder, trust_remote_code=s.trust_remote_code)
 
 
 def give_memory_back(device: str) -> None:
@@ -150,8 +158,13 @@ def _measure(model: Decoder, s: Settings, described: Device, length: int) -> Mem
 
 def _memory_table(config: EngineConfig, budget: MemoryBudget | None) -> str:
     tokens = f"{config.num_blocks} blocks of {config.block_size}, {config.num_cache_tokens} tokens"
-    cache = f"{'KV cache taken':<28}{gib(config.kv_cache_bytes):>9} GiB: {tokens}"
-    return "\n".join([*(budget.lines() if budget else ()), cache])
+    scales = f", scales: {config.kv_scales}" if config.kv_scales else ""
+    lines = [
+        *(budget.lines() if budget else ()),
+        f"{'KV cache taken':<28}{gib(config.kv_cache_bytes):>9} GiB: {tokens}",
+        f"{'':<28}{'':>9}      stored as {config.kv_cache_dtype}{scales}",
+    ]
+    return "\n".join(lines)
 
 
 def _lacks_memory(error: BaseException) -> bool:
@@ -181,14 +194,15 @@ def _plan_memory(
     name: str,
     spec: ModelSpec,
     device: torch.device,
-    described: Device,
+    place: Device,
     dtype: torch.dtype,
+    stored: Stored,
     budget: MemoryBudget | None,
 ) -> tuple[EngineConfig, tuple[KVGroup, ...]]:
     groups = kv_groups(spec)
-    seqs, tokens = step_limits(s, described)
+    seqs, tokens = step_limits(s, place)
     length = model_length(s, spec)
-    block_bytes = bytes_per_block(spec, groups, s.block_size, dtype)
+    block_bytes = bytes_per_block(spec, groups, s.block_size, stored.formats)
     wanted = seqs * -(-length // s.block_size) * len(groups)
     num_blocks = num_kv_blocks(s, block_bytes, wanted, budget.kv_cache if budget else None)
     needed = -(-length // s.block_size) * len(groups)
@@ -207,8 +221,8 @@ def _plan_memory(
     config = EngineConfig(
         model=name,
         architecture=spec.architecture,
-        device=described.kind,
-        device_name=described.name,
+        device=place.kind,
+        device_name=place.name,
         dtype=str(dtype).removeprefix("torch."),
         max_model_len=fitting,
         max_num_seqs=seqs,
@@ -218,6 +232,8 @@ def _plan_memory(
         num_kv_groups=len(groups),
         kv_windows=tuple(group.window for group in groups),
         kv_cache_bytes=num_blocks * block_bytes,
+        kv_cache_dtype=described(stored.formats),
+        kv_scales=stored.source,
         enable_prefix_caching=s.enable_prefix_caching,
         prefix_caching_hash_algo=s.prefix_caching_hash_algo,
         scheduling_policy=s.scheduling_policy
@@ -225,7 +241,7 @@ def _plan_memory(
         else repr(s.scheduling_policy),
         long_prefill_token_threshold=s.long_prefill_token_threshold,
         # On a CPU a launch computes the step itself: running ahead would only compute tokens for nobody.
-        async_scheduling=described.kind == "cuda" if s.async_scheduling is None else s.async_scheduling,
+        async_scheduling=place.kind == "cuda" if s.async_scheduling is None else s.async_scheduling,
         logprobs_mode=s.logprobs_mode,
         max_logprobs=s.max_logprobs,
         seed=s.seed,

@@ -41,13 +41,13 @@ _REMOVED = {
 }
 # Each capability deletes its own line when it comes.
 _LATER = {
-    "kv_cache_dtype": ("auto", "an FP8 KV cache"),
-    "kv_cache_dtype_skip_layers": (None, "an FP8 KV cache"),
-    "calculate_kv_scales": (False, "an FP8 KV cache"),
     "speculative_config": (None, "speculative decoding"),
     "enable_lora": (False, "LoRA"),
     "tensor_parallel_size": (1, "tensor parallelism"),
 }
+PER_TOKEN_HEAD = "fp8_per_token_head"
+KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3", "fp8_e5m2", PER_TOKEN_HEAD)
+SLIDING = ("sliding", "sliding_window")
 _PER_REQUEST = "it belongs to a request: StructuredOutputsParams({}=...)"
 _NOT_STRUCTURED = {
     "disable_any_whitespace": _PER_REQUEST.format("disable_any_whitespace"),
@@ -66,6 +66,7 @@ _SWITCHES = (
     "skip_tokenizer_init",
     "trust_remote_code",
     "async_scheduling",
+    "calculate_kv_scales",
 )
 _AT_LEAST = {"block_size": 1, "long_prefill_token_threshold": 0, "max_logprobs": -1, "seed": 0}
 _AT_LEAST_OR_OPEN = {
@@ -93,7 +94,7 @@ class Settings:
     enable_prefix_caching: bool = True
     prefix_caching_hash_algo: HashAlgorithm = "sha256"
     kv_cache_dtype: str = "auto"
-    kv_cache_dtype_skip_layers: list[str] | None = None
+    kv_cache_dtype_skip_layers: list[str | int] | None = None
     calculate_kv_scales: bool = False
     kv_cache_memory_bytes: int | None = None
     num_gpu_blocks_override: int | None = None
@@ -157,6 +158,8 @@ class EngineConfig:
     seed: int
     structured_outputs_backend: str  # "auto": the first of those installed that enforces a constraint
     logits_processors: tuple[str, ...] = ()  # names of their classes
+    kv_cache_dtype: str = ""  # of the keys and values, and of layers that are stored otherwise
+    kv_scales: str = ""  # where an FP8 cache has its scales from
 
     @property
     def num_cache_tokens(self) -> int:
@@ -198,6 +201,7 @@ def _checked(s: Settings) -> Settings:
     hash_function(s.prefix_caching_hash_algo)
     policy_named(s.scheduling_policy)
     _check_structured_outputs(s.structured_outputs_config)
+    _check_kv_cache(s)
     numbers: dict[str, Any] = {name: at_least(name, getattr(s, name), low) for name, low in _AT_LEAST.items()}
     for name, low in _AT_LEAST_OR_OPEN.items():
         value = getattr(s, name)
@@ -220,6 +224,37 @@ def _check_structured_outputs(given: object) -> None:
     if not isinstance(backend, str):
         raise TypeError(f"structured_outputs_config: the backend is {backend!r}: use a str such as 'auto'")
     backends_for(backend)
+
+
+def _check_kv_cache(s: Settings) -> None:
+    if s.kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ValueError(
+            f"kv_cache_dtype={s.kv_cache_dtype!r} is unknown: use one of {', '.join(KV_CACHE_DTYPES)}"
+        )
+    skipped = s.kv_cache_dtype_skip_layers
+    if skipped is not None and not isinstance(skipped, list | tuple):
+        raise TypeError(f"kv_cache_dtype_skip_layers is {skipped!r}: use a list such as ['0', 'sliding']")
+    for entry in skipped or ():
+        if isinstance(entry, bool) or not (str(entry).isdecimal() or entry in SLIDING):
+            raise ValueError(
+                f"kv_cache_dtype_skip_layers has {entry!r}: use numbers of layers, from 0, or 'sliding'"
+            )
+    asked = {"kv_cache_dtype_skip_layers": bool(skipped), "calculate_kv_scales": s.calculate_kv_scales}
+    for name, is_asked in asked.items():
+        if is_asked and fp8_name(s.kv_cache_dtype) is None:
+            raise ValueError(f"{name} is about an FP8 cache: set kv_cache_dtype='fp8', or leave it out")
+    if s.calculate_kv_scales and s.kv_cache_dtype == PER_TOKEN_HEAD:
+        raise ValueError(
+            f"calculate_kv_scales: with kv_cache_dtype={PER_TOKEN_HEAD!r} every token's head has a scale of"
+            " its own: leave it out"
+        )
+
+
+def fp8_name(kv_cache_dtype: str) -> str | None:
+    """The FP8 format behind a kv_cache_dtype, in full; None: it is none."""
+    if kv_cache_dtype == "auto":
+        return None
+    return "fp8_e4m3" if kv_cache_dtype == "fp8" else kv_cache_dtype
 
 
 def _check_together(s: Settings) -> None:

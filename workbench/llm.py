@@ -50,6 +50,7 @@ class LLM:
         max_model_len: most tokens of one request, prompt included.
         max_num_batched_tokens: the token budget of a step.
         max_num_seqs: most requests that run at once.
+        kv_cache_dtype: "auto", the model's; or "fp8", "fp8_e5m2", "fp8_per_token_head" in half the memory.
         structured_outputs_config: {"backend": "auto"}, or the name of what compiles grammars.
 
     Raises:
@@ -72,7 +73,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         prefix_caching_hash_algo: HashAlgorithm = "sha256",
         kv_cache_dtype: str = "auto",
-        kv_cache_dtype_skip_layers: list[str] | None = None,
+        kv_cache_dtype_skip_layers: list[str | int] | None = None,
         calculate_kv_scales: bool = False,
         kv_cache_memory_bytes: int | None = None,
         num_gpu_blocks_override: int | None = None,

@@ -6,7 +6,8 @@ schedules: only of blocks, counts and lengths.
 
 The cache of one layer is [2, kv_heads, num_blocks, block_size, head_dim]: keys, then values; a block's part
 for one head is contiguous, and one gather brings a bucket's keys and values head by head, as batched
-products want them.
+products want them. A cache in FP8 comes with scales (fp8.py); what is read is scaled back, and so is what a
+step has just written: attention never sees a number that a later step would read otherwise.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from workbench.kernels.attention import fp8
 
 GEMV_QUERIES = 4  # up to so many queries a request, batched products beat the fused kernel on a CPU
 FEW_TOKENS = 256  # up to so many, keys are written row by row; beyond, threads share the work
@@ -51,6 +53,7 @@ class Bucket(NamedTuple):
     own: Tensor  # [2 * kv_heads * requests * width] int64; the same of each request
     bias: Tensor | None  # float32, 0 or -inf, over own; None: a whole prompt, causal, with nothing before it
     # few queries: [kv_heads * requests, group * count, width * block_size]; many: [requests, 1, count, same]
+    seen: Tensor | None = None  # [requests, width * block_size] bool: by some query; None: no bias
 
     @property
     def end(self) -> int:
@@ -74,20 +77,45 @@ def make_places(slots: Tensor, layout: Layout) -> Tensor:
     return (slots[:, None] + planes).view(-1)
 
 
-def write_kv(cache: Tensor, places: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def write_kv(
+    cache: Tensor, places: Tensor, keys: Tensor, values: Tensor, scales: Tensor | None = None
+) -> Tensor:
     """Store keys and values [T, kv_heads, head_dim] at the places of `make_places`.
 
-    Returns what was written, [T * 2 * kv_heads, head_dim]: in the order of the places.
+    Returns what was written as it will be read, [T * 2 * kv_heads, head_dim]: in the order of the places.
     """
-    lines = torch.cat((keys, values), 1).to(cache.dtype).view(-1, cache.shape[4])
-    memory = cache.view(-1, cache.shape[4])
+    lines = torch.cat((keys, values), 1)
+    if scales is None:
+        lines = stored = lines.to(cache.dtype)
+    elif scales.dtype == torch.uint8:
+        exponents = fp8.head_exponents(lines, cache.dtype)
+        _put(scales.view(-1), places, exponents.view(-1), len(keys))
+        lines, stored = _quantised(lines, fp8.head_scales(exponents), cache.dtype)
+    else:
+        scale = scales.repeat_interleave(keys.shape[1])[:, None]  # a head's, keys first
+        lines, stored = _quantised(lines, scale, cache.dtype)
+    _put(_bytes(cache).view(-1, cache.shape[4]), places, _bytes(stored).view(-1, cache.shape[4]), len(keys))
+    return lines.view(-1, cache.shape[4])
+
+
+def _quantised(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`x` as it will be read, in its own dtype, and as it is stored."""
+    stored = fp8.quantise(x, scale, dtype)
+    return (stored.float() * scale).to(x.dtype), stored
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """FP8 numbers as bytes, which every operation that moves them takes."""
+    return x.view(torch.uint8) if fp8.is_fp8(x.dtype) else x
+
+
+def _put(memory: Tensor, places: Tensor, lines: Tensor, tokens: int) -> None:
     # 8,192 tokens of 2 heads of 64, two threads: 9 ms by index_copy_, which keeps to one, 3 by index_put_;
     # 64 tokens: 0.04 ms by index_copy_.
-    if len(keys) <= FEW_TOKENS:
+    if tokens <= FEW_TOKENS:
         memory.index_copy_(0, places, lines)
     else:
         memory.index_put_((places,), lines)
-    return lines
 
 
 def make_bucket(
@@ -117,7 +145,7 @@ def make_bucket(
         group = layout.heads // layout.kv_heads
         spread = bias.expand(layout.kv_heads, requests, group, count, -1)
         bias = spread.reshape(layout.kv_heads * requests, group * count, -1)
-    return Bucket(begin, requests, count, shared, width, prefix, own, bias)
+    return Bucket(begin, requests, count, shared, width, prefix, own, bias, seen.any(1))
 
 
 def parts(blocks: Tensor, layout: Layout) -> Tensor:
@@ -126,13 +154,14 @@ def parts(blocks: Tensor, layout: Layout) -> Tensor:
     return (planes[:, None] + blocks.reshape(1, -1)).view(-1)
 
 
-def workspace(buckets: Sequence[Bucket], like: Tensor) -> Tensor:
+def workspace(buckets: Sequence[Bucket], cache: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for the keys and values of any one bucket, reused by every layer: new memory means page faults.
 
-    (64 requests of 64-300 tokens: gathering into fresh memory took 5 ms a layer, into this 1.)
+    (64 requests of 64-300 tokens: gathering into fresh memory took 5 ms a layer, into this 1.) `dtype`: of
+    queries; keys and values are read in it.
     """
     rows = max((_num_parts(bucket) for bucket in buckets), default=0)
-    return torch.empty(rows, like.shape[3] * like.shape[4], dtype=like.dtype, device=like.device)
+    return torch.empty(rows, cache.shape[3] * cache.shape[4], dtype=dtype, device=cache.device)
 
 
 def _num_parts(bucket: Bucket) -> int:
@@ -140,14 +169,20 @@ def _num_parts(bucket: Bucket) -> int:
 
 
 def attend(
-    query: Tensor, cache: Tensor, buckets: Sequence[Bucket], scale: float, space: Tensor, out: Tensor
+    query: Tensor,
+    cache: Tensor,
+    buckets: Sequence[Bucket],
+    scale: float,
+    space: Tensor,
+    out: Tensor,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Attention of `query` [T, heads, head_dim] over the cache, written to `out` [T, heads * head_dim].
 
     Every key a query may see has been written before, those of this step too. Softmax in float32.
     """
     for bucket in buckets:
-        attend_bucket(query, gather(cache, bucket, space), bucket, scale, out)
+        attend_bucket(query, gather(cache, bucket, space, scales), bucket, scale, out)
     return out
 
 
@@ -159,16 +194,46 @@ def attend_bucket(query: Tensor, context: Context, bucket: Bucket, scale: float,
     out[bucket.begin : bucket.end].view(result.shape).copy_(result)
 
 
-def gather(cache: Tensor, bucket: Bucket, space: Tensor) -> Context:
+def gather(cache: Tensor, bucket: Bucket, space: Tensor, scales: Tensor | None = None) -> Context:
     """A bucket's keys and values, in `space`."""
-    _, kv_heads, _, block_size, head_dim = cache.shape
-    memory, num_own = cache.view(-1, block_size * head_dim), bucket.own.numel()
-    both = torch.index_select(memory, 0, bucket.own, out=space[:num_own])
-    keys, values = both.view(2, kv_heads, bucket.requests, -1, head_dim)
+    kv_heads, head_dim, num_own = cache.shape[1], cache.shape[4], bucket.own.numel()
+    both = read_parts(cache, scales, bucket.own, space[:num_own])
+    both = both.view(2, kv_heads, bucket.requests, -1, head_dim)
+    if scales is not None:
+        clear_unseen(both, bucket)
+    keys, values = both
     if bucket.prefix is None:
         return Context(keys, values, None)
-    prefix = torch.index_select(memory, 0, bucket.prefix, out=space[num_own : _num_parts(bucket)])
+    prefix = read_parts(cache, scales, bucket.prefix, space[num_own : _num_parts(bucket)])
     return Context(keys, values, prefix.view(2, kv_heads, -1, head_dim))
+
+
+def read_parts(cache: Tensor, scales: Tensor | None, places: Tensor, out: Tensor) -> Tensor:
+    """Blocks' parts, scaled back, into `out` [n, block_size * head_dim].
+
+    `places` [n] int64: as `parts` gives them, so that the first half are keys and the other values.
+    """
+    _, _, _, block_size, head_dim = cache.shape
+    if scales is None:
+        return torch.index_select(cache.view(-1, block_size * head_dim), 0, places, out=out)
+    stored = torch.index_select(_bytes(cache).view(-1, block_size * head_dim), 0, places)
+    out.copy_(stored.view(cache.dtype))
+    if scales.dtype == torch.uint8:
+        of_heads = fp8.head_scales(torch.index_select(scales.view(-1, block_size), 0, places))
+        out.view(-1, block_size, head_dim).mul_(of_heads)
+    else:
+        out.view(2, -1).mul_(scales[:, None])
+    return out
+
+
+def clear_unseen(both: Tensor, bucket: Bucket) -> None:
+    """Zeros where no query looks: a weight of 0 times what a foreign slot holds may be NaN.
+
+    `both` [2, kv_heads, requests, positions, head_dim]; as many positions as the bucket's own, or more.
+    """
+    if bucket.seen is not None:
+        own = both[:, :, :, : bucket.seen.shape[1]]
+        own.masked_fill_(~bucket.seen[None, None, :, :, None], 0.0)
 
 
 def _by_products(query: Tensor, context: Context, bias: Tensor | None, scale: float) -> Tensor:

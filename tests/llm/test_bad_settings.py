@@ -26,7 +26,6 @@ SETTINGS: dict[str, tuple[dict, type[Exception], str]] = {
     "best_of": ({"best_of": 2}, TypeError, r"'best_of': use SamplingParams\(n="),
     "a sampling option": ({"temperature": 0}, TypeError, r"'temperature': .*SamplingParams\(temperature="),
     "quantization": ({"quantization": "awq"}, TypeError, "not available yet"),
-    "an FP8 cache": ({"kv_cache_dtype": "fp8"}, ValueError, "kv_cache_dtype='fp8'.*not available yet"),
     "several devices": ({"tensor_parallel_size": 2}, ValueError, "tensor_parallel_size=2.*not available yet"),
     "block_size 0": ({"block_size": 0}, ValueError, "block_size is 0: use 1 or more"),
     "block_size True": ({"block_size": True}, TypeError, "block_size is True"),

@@ -85,7 +85,7 @@ def test_a_shared_prefix_is_the_same_context_read_in_another_way(count: int) -> 
     found = []
     for shared in (0, 2):
         bucket = make_bucket(0, starts, count, blocks, layout, shared)
-        space = workspace([bucket], cache)
+        space = workspace([bucket], cache, cache.dtype)
         out = torch.full((4 * count, 48), float("nan"), dtype=torch.float64)
         found.append(attend(query, cache, [bucket], 0.3, space, out))
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)  # softmax is in float32

@@ -63,10 +63,19 @@ def _refuse_what_would_be_ignored(config: ConfigFile) -> None:
         raise ValueError(
             f"{config.path}: hidden_act {activation!r} is not supported: use a model with 'silu'"
         )
-    if config.values.get("quantization_config"):
+    if _quantises_weights(config.values.get("quantization_config")):
         raise ValueError(
             f"{config.path}: quantized weights are not supported: use the model in 16 or 32 bits"
         )
+
+
+def _quantises_weights(stated: Any) -> bool:
+    """Whether a quantization_config speaks of more than the scales of a KV cache."""
+    return bool(stated) and not (
+        isinstance(stated, Mapping)
+        and stated.get("kv_cache_scheme")
+        and not stated.get("config_groups", True)
+    )
 
 
 def _num_kv_heads(config: ConfigFile, num_heads: int) -> int:

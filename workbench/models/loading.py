@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from workbench.models.decoder import Decoder, empty_decoder
 from workbench.models.destinations import EMBEDDING, LM_HEAD, destinations
+from workbench.models.kv_scales import is_scale
 from workbench.models.packing import with_packed_weights
 from workbench.models.spec import ModelSpec
 from workbench.models.weight_files import StoredTensor, stored_tensors
@@ -127,7 +128,7 @@ def _tell_of_unused(places: Mapping[str, Tensor], stored: Stored, folder: Path) 
     old checkpoints hold them; a tied table may be stored under both its names.
     """
     known = {EMBEDDING, LM_HEAD, *places}
-    unused = [name for name in stored if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    unused = [name for name in stored if name not in known and not _is_known_elsewhere(name)]
     if unused:
         logger.warning(
             "%s: %d tensors of the checkpoint are not used, such as %r: config.json (or hf_overrides)"
@@ -136,6 +137,10 @@ def _tell_of_unused(places: Mapping[str, Tensor], stored: Stored, folder: Path) 
             len(unused),
             stored[unused[0]].name,
         )
+
+
+def _is_known_elsewhere(name: str) -> bool:
+    return name.endswith("rotary_emb.inv_freq") or is_scale(name)
 
 
 def _in_full(name: str) -> str:

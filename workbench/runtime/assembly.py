@@ -42,7 +42,7 @@ def make_runner(
     rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
     layouts = store.layouts(model.spec, groups)
     sampler = Sampler(mode, Processors(processors) if processors else None)
-    if not backend.has_kernels(model.device):
+    if not backend.has_kernels(model.device) or store.is_fp8:
         from workbench.runtime.batch import Batch
         from workbench.runtime.runner import TorchRunner
 

@@ -51,7 +51,10 @@ class PagedAttention:
             k_norm,
             spec.rms_norm_eps,
         )
-        lines = write_kv(cache, self._inputs.places[group], keys, values)
+        if self._store.measures:
+            self._store.measure(layer, keys, values)
+        scales = self._store.scales(layer)
+        lines = write_kv(cache, self._inputs.places[group], keys, values, scales)
         out = torch.empty((len(qkv), spec.num_heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
         for bucket, context in self._contexts.each(layer, group, lines):
             attend_bucket(query, context, bucket, self._scale, out)

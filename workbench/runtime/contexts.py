@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.kernels.attention.reference import Bucket, Context, Layout, gather, workspace
+from workbench.kernels.attention.reference import (
+    Bucket,
+    Context,
+    Layout,
+    clear_unseen,
+    gather,
+    read_parts,
+    workspace,
+)
 from workbench.runtime.batch import Inputs
 from workbench.runtime.kv_store import KVStore
 
@@ -30,6 +38,10 @@ class Region(NamedTuple):
     shared: int  # blocks
     gather: Tensor  # block parts, own then prefix: what fills the region
 
+    def num_own(self, cache: Tensor) -> int:
+        """Of the block parts, those ahead of the prefix's."""
+        return 2 * cache.shape[1] * self.requests * self.capacity
+
     def fits(self, bucket: Bucket) -> bool:
         return bucket.shared == self.shared and bucket.width <= self.capacity
 
@@ -42,15 +54,18 @@ class Kept(NamedTuple):
 
 
 class Contexts:
-    """The contexts of one step after the other, for every layer."""
+    """The contexts of one step after the other, for every layer; in `dtype`, which is that of queries."""
 
-    def __init__(self, store: KVStore, layouts: Sequence[Layout], num_layers: int) -> None:
+    def __init__(
+        self, store: KVStore, layouts: Sequence[Layout], num_layers: int, dtype: torch.dtype
+    ) -> None:
         self._store = store
+        self._dtype = dtype
         self._layouts = layouts
         self._kept: list[Kept | None] = [None] * len(layouts)
         self._memory: list[Tensor | None] = [None] * num_layers
         self._inputs: Inputs | None = None
-        self._space = store.layer(0).new_empty(0)
+        self._space = torch.empty(0)
 
     def begin(self, inputs: Inputs) -> None:
         """A step: see what can be kept."""
@@ -61,7 +76,7 @@ class Contexts:
             for buckets, kept in zip(inputs.buckets, self._kept, strict=True)
             for bucket in buckets[len(kept.regions) if kept else 0 :]
         ]
-        self._space = workspace(anew, self._store.layer(0))
+        self._space = workspace(anew, self._store.layer(0), self._dtype)
 
     def _keep(self, group: int, buckets: Sequence[Bucket], inputs: Inputs) -> Kept | None:
         decoding = [bucket for bucket in buckets if bucket.count == 1]
@@ -78,7 +93,7 @@ class Contexts:
         regions = _lay_out(decoding, layout)
         cache = self._store.layer(0)
         lines_each = cache.shape[3] * sum(region.gather.numel() for region in regions)
-        if lines_each * cache.shape[4] * cache.itemsize * len(self._memory) > MOST_BYTES:
+        if lines_each * cache.shape[4] * self._dtype.itemsize * len(self._memory) > MOST_BYTES:
             return None
         return Kept(regions, None)
 
@@ -88,44 +103,56 @@ class Contexts:
         A context is good until the next one is asked for: they share memory.
         """
         assert self._inputs is not None, "begin() comes first"
-        cache, buckets, kept = self._store.layer(layer), self._inputs.buckets[group], self._kept[group]
+        cache, scales = self._store.layer(layer), self._store.scales(layer)
+        buckets, kept = self._inputs.buckets[group], self._kept[group]
         regions: tuple[Region, ...] = ()
         if kept is not None:
             regions = kept.regions
-            memory = self._fill(layer, cache, kept, lines)
+            memory = self._fill(layer, kept, buckets, lines)
             for region, bucket in zip(regions, buckets, strict=False):
                 yield bucket, _context(memory, region, bucket, cache)
         for bucket in buckets[len(regions) :]:
-            yield bucket, gather(cache, bucket, self._space)
+            yield bucket, gather(cache, bucket, self._space, scales)
 
-    def _fill(self, layer: int, cache: Tensor, kept: Kept, lines: Tensor) -> Tensor:
+    def _fill(self, layer: int, kept: Kept, buckets: Sequence[Bucket], lines: Tensor) -> Tensor:
         """Bring a layer's kept memory up to date with this step; [lines, head_dim]."""
         memory = self._memory[layer]
         if kept.places is not None:
             assert memory is not None, "kept memory was filled in an earlier step"
             return memory.index_copy_(0, kept.places, lines[: len(kept.places)])
+        cache, scales = self._store.layer(layer), self._store.scales(layer)
         _, _, _, block_size, head_dim = cache.shape
         wanted = kept.regions[-1].begin // block_size + kept.regions[-1].gather.numel()
         if memory is None or len(memory) < wanted * block_size:
-            memory = self._memory[layer] = cache.new_empty(wanted * block_size, head_dim)
-        blocks, blockwise = cache.view(-1, block_size * head_dim), memory.view(-1, block_size * head_dim)
-        for region in kept.regions:
-            begin = region.begin // block_size
-            torch.index_select(blocks, 0, region.gather, out=blockwise[begin : begin + region.gather.numel()])
+            memory = torch.empty(wanted * block_size, head_dim, dtype=self._dtype, device=cache.device)
+            self._memory[layer] = memory
+        blockwise = memory.view(-1, block_size * head_dim)
+        for region, bucket in zip(kept.regions, buckets, strict=False):
+            begin, own = region.begin // block_size, region.num_own(cache)
+            behind, end = begin + own, begin + region.gather.numel()
+            read_parts(cache, scales, region.gather[:own], blockwise[begin:behind])
+            if region.shared:
+                read_parts(cache, scales, region.gather[own:], blockwise[behind:end])
+            if scales is not None:
+                clear_unseen(_own(memory, region, cache), bucket)
         return memory
+
+
+def _own(memory: Tensor, region: Region, cache: Tensor) -> Tensor:
+    """[2, kv_heads, requests, positions, head_dim]: what each request of a region has of its own."""
+    _, kv_heads, _, block_size, head_dim = cache.shape
+    own = memory[region.begin : region.begin + region.num_own(cache) * block_size]
+    return own.view(2, kv_heads, region.requests, region.capacity * block_size, head_dim)
 
 
 def _context(memory: Tensor, region: Region, bucket: Bucket, cache: Tensor) -> Context:
     _, kv_heads, _, block_size, head_dim = cache.shape
-    planes, length = 2 * kv_heads, region.capacity * block_size
-    behind = region.begin + planes * region.requests * length
-    own = memory[region.begin : behind].view(2, kv_heads, region.requests, length, head_dim)
-    keys, values = own[:, :, :, : bucket.width * block_size]
+    keys, values = _own(memory, region, cache)[:, :, :, : bucket.width * block_size]
     if not bucket.shared:
         return Context(keys, values, None)
-    shared = bucket.shared * block_size
+    behind, shared = region.begin + region.num_own(cache) * block_size, bucket.shared * block_size
     return Context(
-        keys, values, memory[behind : behind + planes * shared].view(2, kv_heads, shared, head_dim)
+        keys, values, memory[behind : behind + 2 * kv_heads * shared].view(2, kv_heads, shared, head_dim)
     )
 
 

@@ -88,6 +88,8 @@ class KernelAttention:
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
         """[T, (heads + 2 * kv_heads) * head_dim] -> [T, heads * head_dim]."""
         spec, cache, group = self._spec, self._store.layer(layer), self._group_of[layer]
+        if self._store.measures:
+            self._measure(layer, qkv, q_norm, k_norm)
         query = qk_rotary_write(
             qkv,
             self._flat.positions,
@@ -118,3 +120,14 @@ class KernelAttention:
                 out,
             )
         return out
+
+    def _measure(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:
+        """Show the store the layer's keys and values as they are before they are stored."""
+        spec, tokens = self._spec, len(qkv)
+        aside = qkv.new_empty((2, spec.num_kv_heads, tokens, 1, spec.head_dim))
+        places = torch.arange(tokens, device=qkv.device)
+        positions, heads = self._flat.positions, (spec.num_heads, spec.num_kv_heads, spec.head_dim)
+        qk_rotary_write(
+            qkv, positions, self._cos_sin, aside, places, *heads, q_norm, k_norm, spec.rms_norm_eps
+        )
+        self._store.measure(layer, *aside)

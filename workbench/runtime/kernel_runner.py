@@ -137,7 +137,7 @@ class KernelRunner:
 
     def _run(self, plan: StepPlan, sampling: int) -> Told:
         lines = len(plan.rows)
-        decodes = sampling == lines and int(plan.counts.max()) == 1
+        decodes = sampling == lines and int(plan.counts.max()) == 1 and not self._step.finds_scales
         shared = self._batch.shared_blocks(plan) if decodes else 0
         size = self._graphs.size_for(lines, shared > 0) if decodes else lines
         order = self._order_of(plan) if decodes and size > IN_ORDER else None

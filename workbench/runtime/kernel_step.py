@@ -121,10 +121,16 @@ class KernelStep:
         if scored is not None:
             wanted = torch.cat((arrays.last[:sampling], scored))
         hidden = self._model.forward(flat.token_ids, flat.positions, attention, wanted=wanted)
+        self._store.scales_due = False
         if sampling:
             head = self._model.lm_head
             product_into(hidden[:sampling], head.weight, head.bias, self.logits[:sampling])
         return hidden[sampling:]
+
+    @property
+    def finds_scales(self) -> bool:
+        """Whether the next forward pass has to be run anew, and not replayed: it finds the cache's scales."""
+        return self._store.scales_due
 
     def score(self, hidden: Tensor, scored: Scored, as_logits: bool) -> PromptColumns:
         """Logprobs of the prompt tokens that `hidden` [t, hidden] predict."""

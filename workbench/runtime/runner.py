@@ -58,7 +58,9 @@ class TorchRunner:
         self._constraints = constraints
         self._clock = clock
         self._last: Ticket | None = None  # of the step launched last
-        self._contexts = Contexts(store, store.layouts(model.spec, groups), model.spec.num_layers)
+        self._contexts = Contexts(
+            store, store.layouts(model.spec, groups), model.spec.num_layers, model.dtype
+        )
 
     @naming_faults
     @torch.inference_mode()
@@ -81,6 +83,7 @@ class TorchRunner:
         if scored is not None:
             wanted = torch.cat((wanted, torch.from_numpy(scored.places).to(wanted.device)))
         hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=wanted)
+        self._store.scales_due = False
         self._take_last()
         constrained = self._constraints.masks(plan)
         sampled = self._sample(hidden[:count], inputs.rows, inputs.lengths, plan.logprobs, constrained)
