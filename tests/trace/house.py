@@ -133,8 +133,16 @@ def build(
     trace = Trace(max_steps, decode=lambda ids: " ".join(f"t{token_id}" for token_id in ids))
     if watched:
         emitter.add(trace.observer)
-    emitter(
-        EngineStarted(clock(), {"model": "fake", "device": "cpu", "budget": budget, "num_blocks": blocks})
-    )
+    config: dict[str, object] = {
+        "model": "fake",
+        "device": "cpu",
+        "budget": budget,
+        "num_blocks": blocks,
+        "block_size": BLOCK_SIZE,
+        "enable_prefix_caching": caching,
+        "prefix_caching_hash_algo": "sha256",
+        "kv_windows": tuple(group.window for group in groups),
+    }
+    emitter(EngineStarted(clock(), config))
     runner = CountingRunner(clock)
     return House(Engine(scheduler, runner, depth), runner, emitter, trace, [])

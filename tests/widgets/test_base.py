@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ import workbench.widgets
 from tests.trace.house import build
 from workbench.trace import Trace
 from workbench.trace.pictures import theme
-from workbench.widgets import Requests, Selection, TokenBudget, linked
+from workbench.widgets import CacheMap, Requests, Selection, TokenBudget, linked
 from workbench.widgets.base import ON_CLICK, Widget
 
-STEPWISE = (TokenBudget, Requests)
+STEPWISE = (TokenBudget, Requests, CacheMap)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ class TestEveryWidget:
         assert 'class="legend"' in picture
         used = {kind for kind in theme.KINDS if f'<rect class="{kind}' in picture}
         assert used
-        assert all(f'<i class="{kind}"></i>' in picture for kind in used - {"finished"})
+        assert all(re.search(f'<i class="{kind}[ "]', picture) for kind in used - {"finished"})
 
     def test_a_trace_of_tables_looks_like_the_one_recorded(
         self, kind: type[Widget], trace: Trace, tmp_path: Path
@@ -107,7 +108,7 @@ class TestEveryWidget:
     def test_names_of_requests_are_escaped(self, kind: type[Widget]) -> None:
         house = build()
         house.add([1] * 5, 3)
-        house.requests[0].request_id = "<img src=x>&'\""
+        house.requests[0].request_id = house.requests[0].tables.name = "<img src=x>&'\""
         house.run()
         widget = kind(house.trace)
         widget.selection.select(step=0, request="<img src=x>&'\"")
@@ -166,7 +167,9 @@ def test_importing_loads_nothing_and_without_ipywidgets_the_remedy_is_named() ->
 
 def test_widgets_need_neither_torch_nor_pandas() -> None:
     code = (
-        "import sys; from workbench.widgets import Requests, TokenBudget; from workbench.trace import Trace\n"
-        "TokenBudget(Trace()), Requests(Trace()); print(sorted({'torch', 'pandas'} & set(sys.modules)))"
+        "import sys; from workbench.widgets import CacheMap, Requests, TokenBudget\n"
+        "from workbench.trace import Trace\n"
+        "TokenBudget(Trace()), Requests(Trace()), CacheMap(Trace())\n"
+        "print(sorted({'torch', 'pandas'} & set(sys.modules)))"
     )
     assert in_a_new_process(code) == "[]"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain, repeat
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,21 +46,22 @@ def block_table(told: Sequence[BlocksChanged], began: float) -> Table:
 
 
 def _column(changes: Sequence[KVEvent], column: Callable[[KVEvent], Sequence[int]], empty: int) -> Longs:
-    return np.fromiter(_values(changes, column, empty), np.int64)
+    return np.array(_values(changes, column, empty), np.int64)
 
 
 def _values(
     changes: Sequence[KVEvent], column: Callable[[KVEvent], Sequence[Value]], empty: Value
-) -> chain[Value]:
+) -> list[Value]:
     """A value for each block: its own, the one that stands for all, or `empty` where there is none."""
-    return chain.from_iterable(_spread(column(change), len(change.blocks), empty) for change in changes)
-
-
-def _spread(said: Sequence[Value], size: int, empty: Value) -> Any:
-    if len(said) == size:
-        return said
-    assert len(said) < 2, "a column of a KV event is as long as its blocks, or holds one value, or none"
-    return repeat(said[0] if said else empty, size)
+    values: list[Value] = []
+    for change in changes:
+        said, size = column(change), len(change.blocks)
+        if len(said) == size:
+            values += said
+        else:
+            assert len(said) < 2, "a column of a KV event is as long as its blocks, or one value, or none"
+            values += (said[0] if said else empty,) * size
+    return values
 
 
 def _carried(blocks: Longs, places: Longs) -> npt.NDArray[np.float64]:

@@ -144,6 +144,7 @@ def request_table(facts: Facts, tally: Tally, decode: Decode | None) -> Table:
         "e2e_s": finished - arrived,
         "finish_reason": [r.finish_reason for r in requests],
         "stop_reason": [r.stop_reason for r in requests],
+        "prompt_token_ids": [r.said_prompt() for r in requests],
         "prompt": [text_of(r.prompt_token_ids.tolist(), decode) for r in requests] if decode else nothing,
         "output": nothing,
     }

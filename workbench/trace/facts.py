@@ -5,6 +5,7 @@ Requests are numbered as they arrive, so that an id used again is another reques
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -52,6 +53,13 @@ class RequestFacts:
     stop_reason: str | None = None
     num_output: int | None = None  # as it was told at its end
     ran_before: bool = False  # it was admitted before the first step that was kept
+    _prompt: str | None = None  # as text, once it was asked for
+
+    def said_prompt(self) -> str | None:
+        """The prompt's token ids as a JSON list; None where nobody said them."""
+        if self._prompt is None and len(self.prompt_token_ids):
+            self._prompt = json.dumps(self.prompt_token_ids.tolist())
+        return self._prompt
 
 
 @dataclass(slots=True)

@@ -129,6 +129,8 @@ def _fill(found: _Likelihoods, event: StepCommitted, asked: Longs, watched: int)
     assert columns is not None, "there is something to fill in"
     tops = np.minimum(np.maximum(asked, watched) if watched else asked, columns.top_ids.shape[1])
     lines = np.flatnonzero(tops > NO_LOGPROBS)
+    if not len(lines):
+        return
     taken = event.taken[lines]
     found.logprob[lines], found.rank[lines] = columns.sampled[taken], columns.ranks[taken]
     found.entropy[lines] = columns.entropies[taken]

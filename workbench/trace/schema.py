@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Kind = Literal["int", "float", "bool", "text"]
 Table = dict[str, npt.NDArray[Any]]  # name -> one value a row; text columns hold str or None
@@ -112,6 +112,7 @@ REQUESTS = (
     Column("e2e_s", "float", "finished - arrived"),
     Column("finish_reason", "text", "stop, length, abort or error; missing while it runs"),
     Column("stop_reason", "text", "the string or token id that stopped it; missing for EOS"),
+    Column("prompt_token_ids", "text", "JSON list: the prompt; missing where the trace began later"),
     Column("prompt", "text", "the prompt as text, where there is a tokenizer"),
     Column("output", "text", "what was generated, as text; missing where first_token_s is for that"),
 )

@@ -28,13 +28,15 @@ from workbench.lazy import loads_lazily
 
 if TYPE_CHECKING:
     from workbench.widgets.base import linked
+    from workbench.widgets.cache_map import CacheMap
     from workbench.widgets.requests import Requests
     from workbench.widgets.selection import Selection
     from workbench.widgets.token_budget import TokenBudget
 
-__all__ = ["Requests", "Selection", "TokenBudget", "linked"]
+__all__ = ["CacheMap", "Requests", "Selection", "TokenBudget", "linked"]
 
 _HOMES = {
+    "CacheMap": "workbench.widgets.cache_map",
     "Requests": "workbench.widgets.requests",
     "Selection": "workbench.widgets.selection",
     "TokenBudget": "workbench.widgets.token_budget",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from workbench.engine.events import (
     Event,
@@ -100,6 +101,14 @@ class Feed:
             return self._tables[name]
         table: Table = getattr(self._tables, name)
         return table
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The engine's settings as resolved; empty where nobody said them."""
+        if isinstance(self._tables, GrowingTables):
+            return self._tables.config
+        said: dict[str, Any] = json.loads(self._tables.runs["config"][0])
+        return said
 
     # --- drawing in time ------------------------------------------------------------------------------
 

@@ -17,16 +17,18 @@ LIGHT = {
     "prefill": "#0072b2", "decode": "#e69f00", "accepted": "#009e73", "rejected": "#cc79a7",
     "waiting": "#c3cad1", "preempted": "#d55e00", "dropped": "#cc79a7", "finished": "#1b1f24",
     "held": "#0072b2", "cached": "#d55e00", "found": "#009e73", "mark": "#fdf0cf",
+    "shared": "#009e73", "evicted": "#f0e442",
 }  # fmt: skip
 DARK = LIGHT | {
     "paper": "#14171a", "ink": "#e4e7ea", "quiet": "#9aa4ae", "line": "#31373d", "card": "#1d2226",
     "prefill": "#56b4e9", "accepted": "#2fc79a", "rejected": "#e29ac4",
     "waiting": "#4d555d", "preempted": "#ff7f3f", "dropped": "#e29ac4", "finished": "#e4e7ea",
     "held": "#56b4e9", "cached": "#ff7f3f", "found": "#2fc79a", "mark": "#4a3a10",
+    "shared": "#2fc79a",
 }  # fmt: skip
 KINDS = (
     "prefill", "decode", "accepted", "rejected", "waiting", "preempted", "dropped", "finished",
-    "held", "cached", "found",
+    "held", "cached", "found", "shared", "evicted",
 )  # fmt: skip
 VIRIDIS = (
     "#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",
@@ -54,6 +56,11 @@ def legend(*entries: tuple[str, str]) -> str:
     """A line of (kind, what it means)."""
     keys = "".join(f'<span class="key"><i class="{kind}"></i>{escape(text)}</span>' for kind, text in entries)
     return f'<p class="legend">{keys}</p>'
+
+
+def heading(text: str) -> str:
+    """What a picture says, in words above it."""
+    return f"<h4>{escape(text)}</h4>"
 
 
 def message(text: str) -> str:
