@@ -34,7 +34,6 @@ from workbench.runtime.kv_formats import Stored, described, pick_storage
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
 from workbench.structured.backends import AUTO
-from workbench.structured.grammar import Vocabulary
 from workbench.structured.grammars import Grammars
 from workbench.structured.vocabulary import read_vocabulary
 from workbench.tokenizer import load_tokenizer
@@ -93,7 +92,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     config = replace(config, logits_processors=tuple([kind.__qualname__ for kind in found]))
     processors = make(found, config, device)
     tokenizer = _tokenizer(settings, folder)
-    grammars = Grammars(config.structured_outputs_backend, lambda: _vocabulary(tokenizer, spec))
+    grammars = _grammars(config.structured_outputs_backend, tokenizer, spec)
     try:
         size = (config.num_blocks, config.block_size)
         store = KVStore(spec, groups, *size, stored.formats, device, stored.scales)
@@ -133,19 +132,18 @@ def give_memory_back(device: str) -> None:
             torch.cuda.empty_cache()
 
 
-def _vocabulary(tokenizer: Any | None, spec: ModelSpec) -> Vocabulary:
-    """What grammars are compiled for; read when the first one is asked for."""
-    if tokenizer is None:
-        raise ValueError(
-            "structured_outputs need a tokenizer (skip_tokenizer_init): open the engine with one"
-        )
+def _grammars(backend: str, tokenizer: Any | None, spec: ModelSpec) -> Grammars:
+    """The vocabulary is read when the first one is asked for."""
     eos = [token_id for token_id in spec.eos_token_ids if 0 <= token_id < spec.vocab_size]
-    if not eos:
-        raise ValueError(
+    refusal = None
+    if tokenizer is None:
+        refusal = "structured_outputs need a tokenizer (skip_tokenizer_init): open the engine with one"
+    elif not eos:
+        refusal = (
             "structured_outputs end with an EOS token, and the model's config names none: give it one with"
             " hf_overrides={'eos_token_id': ...}"
         )
-    return read_vocabulary(tokenizer, spec.vocab_size, eos)
+    return Grammars(backend, lambda: read_vocabulary(tokenizer, spec.vocab_size, eos), refusal=refusal)
 
 
 def _measure(model: Decoder, s: Settings, described: Device, length: int) -> MemoryBudget:

@@ -15,7 +15,7 @@ from workbench.logits_processors import validate
 from workbench.params import LoRARequest, SamplingParams, check_against
 from workbench.parent import Parent, ReadTokens
 from workbench.prompts import Prompt, Words, many, read_prompt, tokens_of_words
-from workbench.structured.grammar import CompiledGrammar
+from workbench.structured.compilation import Compilation
 
 _WORD = 0xFFFF_FFFF_FFFF_FFFF
 
@@ -96,11 +96,11 @@ class Intake:
             params.bad_words or (), self._built.tokenizer, self._built.spec.vocab_size
         )
         self._check_possible(params, bad_words)
-        grammar = None
-        if params.structured_outputs is not None:
-            grammar = self._built.grammars.compile(params.structured_outputs)
         read = read_prompt(prompt, self._built.tokenizer)
         self._check_prompt(read)
+        grammar = None
+        if params.structured_outputs is not None:
+            grammar = self._built.grammars.ask(params.structured_outputs)
         number = self._next_number(params.n)
         name = str(number) if request_id is None else request_id
         parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
@@ -168,7 +168,7 @@ class Intake:
         params: SamplingParams,
         seed: int,
         priority: int,
-        grammar: CompiledGrammar | None,
+        grammar: Compilation | None,
     ) -> Request:
         most = self._built.config.max_model_len
         room = most - len(prompt.token_ids)
@@ -184,7 +184,7 @@ class Intake:
             times=Times(self._clock()),
             tables=cache.open(root_key(self._digest, extra)),
             priority=priority,
-            grammar=grammar,
+            need=grammar,
         )
 
 

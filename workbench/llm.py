@@ -334,8 +334,12 @@ class LLM:
         return bool(self._requests)
 
     def step(self) -> Step:
-        """Plan, launch, collect and commit one step, synchronously; what it did, with new outputs."""
+        """Plan, launch, collect and commit one step, synchronously; what it did, with new outputs.
+
+        Where all open requests wait for their grammars, it waits for the first of them.
+        """
         engine = self._engine
+        engine.wait_for_work()
         with engine.undisturbed() as interrupts:
             commit = engine.step()
             self.trace.flush()  # whoever steps by hand may look long before the next step
@@ -372,6 +376,7 @@ class LLM:
         if self._built is None:
             return
         self._requests.close()
+        self._built.grammars.close()
         self._emit.off_switch()  # or the books stay alive with the trace
         self._built = self._checks = self._streams = None
         give_memory_back(self.config.device)

@@ -13,7 +13,7 @@ from workbench.outputs import RequestOutput
 class Step:
     """One step, from plan to commit."""
 
-    index: int  # of the engine's steps; -1 when there was nothing to do
+    index: int  # of the engine's steps; -1 when there was nothing to compute
     budget: int  # tokens the step could hold
     num_scheduled_tokens: dict[str, int] = field(default_factory=dict)  # request id -> tokens computed
     cached: dict[str, int] = field(default_factory=dict)  # request id -> tokens reused when it was admitted
@@ -27,7 +27,7 @@ class Step:
 
     def __repr__(self) -> str:
         if self.index < 0:
-            return "Step(nothing to do)"
+            return f"Step(no step; finished {self.finished})" if self.finished else "Step(nothing to do)"
         who = ", ".join(f"{name}: {count}" for name, count in self.num_scheduled_tokens.items())
         notes = [f"{self.total_num_scheduled_tokens} of {self.budget} tokens {{{who}}}"]
         if hits := {name: count for name, count in self.cached.items() if count}:
@@ -37,9 +37,12 @@ class Step:
 
 
 def describe(commit: Commit | None, budget: int, outputs: Sequence[RequestOutput]) -> Step:
-    """The step behind a commit; None is a step in which there was nothing to do."""
+    """The step behind a commit; None is one in which there was nothing to do."""
     if commit is None:
         return Step(-1, budget, outputs=list(outputs))
+    finished = [request.request_id for request in commit.finished]
+    if commit.flight is None:
+        return Step(-1, budget, finished=finished, outputs=list(outputs))
     plan, names = commit.flight.plan, commit.flight.names
     cached = {added.row: int(start) for added in plan.added for start in plan.starts[plan.rows == added.row]}
     return Step(
@@ -50,6 +53,6 @@ def describe(commit: Commit | None, budget: int, outputs: Sequence[RequestOutput
         },
         cached={names[row]: tokens for row, tokens in cached.items()},
         preempted=list(commit.flight.preempted),
-        finished=[request.request_id for request in commit.finished],
+        finished=finished,
         outputs=list(outputs),
     )

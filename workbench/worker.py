@@ -45,6 +45,8 @@ class Worker:
                     if self._engine.scheduler.has_work:
                         self._engine.advance()
                     self._engine.drain_if_idle()
+                    need = None if self._inbox else self._engine.scheduler.stalled_by
+                self._engine.wait(need)
         except BaseException as error:  # noqa: BLE001 - the callers wait in other threads and have to hear of it
             with self._guard:
                 self._running = False

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.trace.house import BLOCK_SIZE, MAX_LENGTH, House, build
+from tests.trace.house import BLOCK_SIZE, MAX_LENGTH, House, Thing, build
 from workbench.cache.manager import KVGroup
 from workbench.engine.events import EngineStarted, RequestArrived
 from workbench.sim.replay import replay
@@ -266,3 +266,26 @@ def test_a_policy_that_is_an_object_has_to_be_handed_over() -> None:
     order = replay(house.trace, scheduling_policy=Last()).step_requests.request_id
     assert order.drop_duplicates().tolist() == ["2", "1", "0"]
     assert replay(house.trace, scheduling_policy="fcfs").runs.requests.tolist() == [3]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_who_waited_for_a_grammar_waits_as_long_again(depth: int) -> None:
+    house = house_of(depth=depth)
+    late, lost, never, there = Thing(), Thing(), Thing(), Thing(ready=True)
+    for need in (late, None, lost, never, there, late):
+        house.add([len(house.requests) + 1] * 6, max_tokens=6, need=need)
+    for _ in range(3):
+        house.engine.advance()
+    lost.failure, lost.ready, late.ready = "too many states", True, True
+    house.engine.advance()
+    house.engine.abort([house.requests[3]])
+    house.run()
+    again = replay(house.trace)
+    assert not Trace.diff(house.trace, again)
+    assert again.requests.finish_reason.tolist() == house.trace.requests.finish_reason.tolist()
+    assert again.requests.finish_reason.tolist()[2:4] == ["error", "abort"]
+    assert again.requests.stop_reason[2] == "too many states"
+    waited = house.trace.requests.grammar_s
+    assert (waited > 0).tolist() == [True, False, True, True, False, True]
+    assert waited[3] == pytest.approx(house.trace.requests.e2e_s[3]), "it ended before it was there"
+    assert (waited[[0, 5]] <= house.trace.requests.queue_s[[0, 5]]).all()

@@ -63,9 +63,9 @@ def test_equal_constraints_are_compiled_once_and_the_oldest_is_forgotten() -> No
 
 def test_a_grammar_somebody_holds_is_not_compiled_again_however_many_come_after() -> None:
     kept = grammars("xgrammar", cached=1)
-    held = kept.compile(StructuredOutputsParams(regex="a"))
+    held = kept.ask(StructuredOutputsParams(regex="a"))
     kept.compile(StructuredOutputsParams(regex="b"))
-    assert kept.compile(StructuredOutputsParams(regex="a")) is held
+    assert kept.compile(StructuredOutputsParams(regex="a")) is held.grammar()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ LOOP = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref":
 
 @pytest.mark.parametrize("backend", ["xgrammar", "guidance"])
 def test_a_constraint_that_nothing_matches_is_refused(backend: str) -> None:
-    with pytest.raises(ValueError, match=f"{backend}: no output matches") as refused:
+    with pytest.raises(ValueError, match=f"{backend}: no output matches|{backend}.*Circular") as refused:
         grammars(backend).compile(StructuredOutputsParams(json=LOOP))
     assert "\n" not in str(refused.value)
 

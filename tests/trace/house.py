@@ -84,6 +84,17 @@ class CountingRunner:
 
 
 @dataclass
+class Thing:
+    """What a request needs."""
+
+    ready: bool = False
+    failure: str | None = None
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("somebody else runs")
+
+
+@dataclass
 class House:
     """An engine, what observes it, and the requests it was given."""
 
@@ -94,7 +105,12 @@ class House:
     requests: list[Request]
 
     def add(
-        self, prompt: Sequence[int], max_tokens: int = 4, cache_root: bytes = b"", **params: object
+        self,
+        prompt: Sequence[int],
+        max_tokens: int = 4,
+        cache_root: bytes = b"",
+        need: Thing | None = None,
+        **params: object,
     ) -> Request:
         scheduler = self.engine.scheduler
         request = Request(
@@ -106,6 +122,7 @@ class House:
             eos_token_ids=(0,),
             times=Times(self.runner.clock()),
             tables=scheduler.cache.open(cache_root),
+            need=need,
         )
         self.requests.append(request)
         scheduler.add(request)

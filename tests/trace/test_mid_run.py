@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from tests.trace.house import House, build
+from tests.trace.house import House, Thing, build
 from tests.trace.test_exports import one, parse
 from workbench.engine.events import StepCommitted
 from workbench.trace import Trace
@@ -115,3 +115,17 @@ def test_an_observer_that_comes_late_is_in_mid_run() -> None:
 
 def test_a_trace_of_nothing_begins_nowhere() -> None:
     assert Trace().runs.mid_run.tolist() == [False]
+
+
+def test_a_ring_that_turned_still_knows_how_long_a_grammar_took() -> None:
+    house, need = build(max_steps=4), Thing()
+    house.add([4, 5], max_tokens=6, ignore_eos=True)
+    house.add([1, 2, 3], max_tokens=30, ignore_eos=True, need=need)
+    house.engine.advance()
+    need.ready = True
+    house.engine.advance()
+    before = house.trace.requests.grammar_s[1]
+    house.run()
+    assert house.trace.runs.dropped_steps[0] > 10
+    assert before > 0
+    assert house.trace.requests.grammar_s.tolist() == pytest.approx([before])

@@ -2,8 +2,10 @@
 
 ::
 
-    add -> waiting -> (planner) -> running -> retire -> ended
-               ^---- leave <- preempt --'
+    add -> aside -> wake -> waiting -> (planner) -> running -> retire -> ended
+    add ----------------------^ ^---- leave <- preempt --'
+
+Aside stands who needs something that is not ready.
 
 Decides nothing: the planner says who gets what, the scheduler who is done.
 """
@@ -30,6 +32,7 @@ from workbench.engine.events import (
     RequestArrived,
     RequestFinished,
     RequestPreempted,
+    RequestReady,
 )
 from workbench.engine.flight import Flight
 from workbench.engine.known_scores import KnownScores
@@ -123,7 +126,12 @@ class Books:
     def add(self, request: Request) -> None:
         """Queue a request that has been checked against the limits."""
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
-        self.waiting.push(request)
+        need = request.need
+        aside = need is not None and (not need.ready or need.failure is not None)
+        if aside:
+            self.waiting.put_aside(request)
+        else:
+            self.waiting.push(request)
         if self.emit:
             # The request's own, and from now on shown to observers.
             request.prompt_token_ids.flags.writeable = False
@@ -135,6 +143,7 @@ class Books:
                     request.max_length - request.num_prompt_tokens,
                     request.priority,
                     request.tables.root,
+                    aside,
                 )
             )
 
@@ -150,6 +159,18 @@ class Books:
         self.limits = replace(self.limits, budget=budget)
         if self.emit:
             self.emit(BudgetChanged(self.clock(), budget))
+
+    def wake(self) -> list[Request]:
+        """Requests whose need is met may be admitted from now on; those whose need failed end: these."""
+        failed = []
+        for request in self.waiting.wake():
+            if self.emit:
+                self.emit(RequestReady(self.clock(), request.request_id))
+            if request.need is not None and (failure := request.need.failure) is not None:
+                self.end(request, "error", failure)
+                self.waiting.forget(request)
+                failed.append(request)
+        return failed
 
     def abort(self, requests: Iterable[Request], reason: FinishReason = "abort") -> None:
         """End requests wherever they are; those that have ended are left alone."""
@@ -223,6 +244,7 @@ class Books:
         request.state = State.FINISHED
         request.finish_reason = reason
         request.stop_reason = stop_reason
+        request.need = None
         self.counts.finished[reason] = self.counts.finished.get(reason, 0) + 1
         if self.emit:
             self.emit(

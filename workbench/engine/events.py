@@ -41,6 +41,7 @@ class RequestArrived:
     max_tokens: int
     priority: int
     cache_root: bytes  # keeps its blocks apart: a hash of cache_salt, b"" where it shares with everybody
+    aside: bool = False  # it needs what is not there yet, a compiled grammar say
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,14 @@ class BudgetChanged:
 
     at: float
     budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReady:
+    """What a request that stood aside needs is there, or there will be none."""
+
+    at: float
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +196,7 @@ Event = (
     | RequestArrived
     | QueueReordered
     | BudgetChanged
+    | RequestReady
     | PrefixLookedUp
     | RequestAdmitted
     | RequestPreempted

@@ -67,7 +67,7 @@ class Flight:
 class Commit(NamedTuple):
     """What a result, or a failure, did."""
 
-    flight: Flight
+    flight: Flight | None  # None: there was no step, and nobody took a token
     requests: Sequence[Request]  # who took a token
     streamed: Sequence[Request]  # those of them somebody listens to
     finished: Sequence[Request]

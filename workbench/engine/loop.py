@@ -10,13 +10,15 @@ from typing import Generic, Protocol, TypeVar
 
 from workbench.engine.flight import Commit
 from workbench.engine.plan import StepPlan
-from workbench.engine.request import Request
+from workbench.engine.request import Need, Request
 from workbench.engine.result import StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.engine.turns import FairLock, InterruptsDeferred
 from workbench.errors import DeviceLost
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 0.02  # seconds between two looks at what else there is to do, an abort say, while all wait
 
 Ticket = TypeVar("Ticket")
 
@@ -69,6 +71,7 @@ class Engine(Generic[Ticket]):
         # Behind a launch that failed the runner's batch is not what the next plan builds upon: launch no more
         # until it has been told and reset, or blocks are written that are not the plan's.
         broken = bool(self._tickets) and isinstance(self._tickets[-1], Exception)
+        refused = self._wake()
         plan = None if broken else self._plan()
         if plan is not None:
             self._tickets.append(self._launch(plan))
@@ -77,7 +80,13 @@ class Engine(Generic[Ticket]):
             commit = self._settle()
         self._catch_up()
         self.scheduler.check_observers()
-        return commit
+        return _with(refused, commit)
+
+    def _wake(self) -> list[Request]:
+        """Waiting requests that end, for what they need cannot be had."""
+        refused = self.scheduler.wake()
+        self._tell((), refused)
+        return refused
 
     def _catch_up(self) -> None:
         while self._later:
@@ -148,8 +157,22 @@ class Engine(Generic[Ticket]):
 
     def drain_if_idle(self) -> None:
         """Commit what is in flight where it computes for nobody."""
-        if not self.scheduler.running.count and not len(self.scheduler.waiting):
+        if not self.scheduler.running.count and not self.scheduler.waiting.num_ready:
             self.drain()
+
+    def wait(self, need: Need | None) -> None:
+        """Out of turn: wait a moment for what everybody waits for, if there is such a thing."""
+        if need is not None:
+            need.wait(PATIENCE)
+
+    def wait_for_work(self) -> None:
+        """Return when there is something to do or nobody waits; Ctrl-C comes at once."""
+        while True:
+            with self.undisturbed():
+                need = self.scheduler.stalled_by
+            if need is None:
+                return
+            self.wait(need)
 
     def abort(self, requests: Iterable[Request]) -> None:
         """End requests with finish_reason "abort"; those that have ended are left alone."""
@@ -184,7 +207,9 @@ class Engine(Generic[Ticket]):
                         break
                     assert self.scheduler.has_work, "somebody waits for a request that is not in the engine"
                     self.advance()
+                    need = None if done() else self.scheduler.stalled_by
                 interrupts.check()
+                self.wait(need)
             with self.turn:
                 self.drain_if_idle()
 
@@ -200,3 +225,12 @@ class Engine(Generic[Ticket]):
                 errors.append(error)
         if errors:
             raise errors[0]
+
+
+def _with(refused: list[Request], commit: Commit | None) -> Commit | None:
+    """The commit, and who ended beside it."""
+    if not refused:
+        return commit
+    if commit is None:
+        return Commit(None, (), (), refused)
+    return commit._replace(finished=[*refused, *commit.finished])

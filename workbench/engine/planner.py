@@ -77,7 +77,7 @@ class Planner:
     def plan(self) -> Draft | None:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
         books, running = self._books, self._books.running
-        alone = not (len(books.waiting) or self._untold)
+        alone = not (books.waiting.num_ready or self._untold)
         if self._steady and self._room and alone and 0 < running.count <= books.limits.budget:
             return self._repeat()
         draft = Draft(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
@@ -97,7 +97,7 @@ class Planner:
         if not steady:
             self._register_chunks(counts, draft)
         additions: tuple[Addition, ...] = ()
-        if len(books.waiting) and not draft.preempted:
+        if books.waiting.num_ready and not draft.preempted:
             additions, counts = self._admit(counts, draft)
         if not len(counts) or not (steady or counts.any()):
             if books.flights:

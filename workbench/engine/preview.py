@@ -40,6 +40,7 @@ class Waiting(NamedTuple):
     num_tokens: int  # prompt and, after a preemption, what it had generated
     priority: int
     preempted: bool  # it ran before
+    ready: bool = True  # False: what it needs, its grammar, is not there yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,14 @@ class Preview:
 def waiting_in(books: Books) -> tuple[Waiting, ...]:
     """The queue, first to be admitted first."""
     return tuple(
-        Waiting(r.request_id, len(r.token_ids), r.priority, r.num_preemptions > 0) for r in books.waiting
+        Waiting(
+            r.request_id,
+            len(r.token_ids),
+            r.priority,
+            r.num_preemptions > 0,
+            r.need is None or r.need.ready,
+        )
+        for r in books.waiting
     )
 
 
@@ -79,6 +87,7 @@ def preview(books: Books, planner: Planner) -> Preview:
     log = trial.cache.watch(True)
     assert log is not None
     copies = dict(zip(books.running.requests, trial.running.requests, strict=True))
+    trial.wake()
     draft = planner.copy(trial, copies).plan()
     changes, pool = log.take(), trial.cache.pool
     flight = None if draft is None else trial.flights[-1]

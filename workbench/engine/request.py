@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import Protocol
 
 import numpy as np
 
@@ -18,6 +19,24 @@ from workbench.params import SamplingParams
 # Looks at the tokens a request has so far (int32, prompt excluded) and says why it has to stop, or None.
 # This is how stop strings reach an engine that knows no text.
 StopCheck = Callable[[Ints], str | None]
+
+
+class Need(Protocol):
+    """What a request cannot run without, made in another thread: a compiled grammar, say."""
+
+    @property
+    def ready(self) -> bool:
+        """It is there, or there will be none."""
+        ...
+
+    @property
+    def failure(self) -> str | None:
+        """Why there is none; its requests end with that."""
+        ...
+
+    def wait(self, seconds: float) -> None:
+        """Return when it is ready, or after so many seconds."""
+        ...
 
 
 class State(Enum):
@@ -57,7 +76,7 @@ class Request:
     score_from: int = 0  # first prompt token whose logprobs it wants; 0: it wants none
     streams: bool = False  # the listener wants to hear of every token, not only of the end
     listener: Callable[[Request], None] | None = None
-    grammar: object | None = None  # held, so that it stays compiled as long as the request is open
+    need: Need | None = None  # until it is there the request stays in the queue; held as long as it is open
 
     state: State = State.NEW
     row: int = -1  # its batch row while running

@@ -15,7 +15,7 @@ from workbench.engine.planner import Planner
 from workbench.engine.policies import Policy
 from workbench.engine.preview import Preview, Waiting, preview, waiting_in
 from workbench.engine.reports import step_committed, step_planned
-from workbench.engine.request import Request
+from workbench.engine.request import Need, Request
 from workbench.engine.result import StepResult
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,19 @@ class Scheduler:
         """Queue a request that has been checked against the limits."""
         self._books.add(request)
 
+    def wake(self) -> list[Request]:
+        """Requests whose need is met may be admitted from now on; those whose need failed end: these."""
+        failed = self._books.wake()
+        for request in failed:
+            logger.error("%s ends: %s", request, request.stop_reason)
+        return failed
+
+    @property
+    def stalled_by(self) -> Need | None:
+        """What everybody waits for, with nothing to do until it is ready; None where there is something."""
+        idle = not (self.running.count or self.waiting.num_ready or self.flights)
+        return self.waiting.awaited if idle else None
+
     def abort(self, requests: Iterable[Request]) -> None:
         """End requests wherever they are; those that have ended are left alone."""
         self._books.abort(requests)
@@ -73,7 +86,7 @@ class Scheduler:
         began = self._clock() if self._emit else 0.0
         draft = self._planner.plan()
         if draft is None:
-            assert self.flights or not self.has_work, (
+            assert self.flights or not (self.running.count or self.waiting.num_ready), (
                 "there is work, no request gets a token, nothing is in flight"
             )
             return None

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workbench.structured.grammar import Backend, CompiledGrammar, Spec, Vocabulary
+from workbench.structured.grammar import BYTES, Backend, CompiledGrammar, Spec
 from workbench.structured.specs import dump
 
-EOS = 256
-BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b""), (EOS,))
+(EOS,) = BYTES.eos_token_ids
 
 
 class Group(NamedTuple):

@@ -81,7 +81,7 @@ class Constraints:
     """A matcher for each row that asks for structured output."""
 
     def __init__(self, compile_grammar: Compile, vocab_size: int, least_forced: int | None) -> None:
-        """`compile_grammar` finds what was compiled when the request was added.
+        """`compile_grammar` finds what was compiled while the request waited.
 
         Args:
             least_forced: so many tokens without an alternative, behind the one that is sampled, are worth a

@@ -9,6 +9,7 @@ The recording says in which order the scheduler was called, which is how the rep
     request arrived -> add      step planned -> plan      step committed -> commit      step failed -> fail
     request finished, by an abort -> abort                blocks changed, by a reset -> forget the cache
     queue reordered -> reorder                            budget changed -> set the budget
+    request ready -> wake, its grammar is there
 
 A recording does not say what was in the prefix cache before it: begin it with the engine, or right after
 `reset_prefix_cache`. Nor does it hold a scheduling policy that is an object of somebody's own: hand it over.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,17 @@ from workbench.engine.events import (
     RequestArrived,
     RequestFinished,
     RequestPreempted,
+    RequestReady,
     StepCommitted,
     StepFailed,
     StepPlanned,
 )
 from workbench.engine.policies import POLICIES, Policy, policy_named
-from workbench.engine.request import Request, State, StopCheck, Times
+from workbench.engine.request import Request, State
 from workbench.engine.result import Failure, Forced, StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.errors import check_names
-from workbench.params import SamplingParams
+from workbench.sim.scripts import Recorded, Script, scripts_of
 from workbench.trace import Trace
 
 
@@ -91,7 +93,7 @@ def replay(trace: Trace, **changes: Any) -> Trace:
     started = [event for event in events if isinstance(event, EngineStarted)]
     settings = _settings(started[-1].config if started else {}, changes)
     _check_begin(events, recording.dropped_steps)
-    scripts = _scripts(events)
+    scripts = scripts_of(events)
     _check_room(settings, scripts)
     player = _Player(settings, scripts, _depth(events), "max_num_batched_tokens" not in changes)
     player.play(events)
@@ -156,94 +158,6 @@ def _depth(events: Sequence[Event]) -> int:
     return most
 
 
-# --- what is known of each request ----------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Script:
-    """One request as it was recorded."""
-
-    arrived: RequestArrived
-    params: SamplingParams | None = None  # None: it never ran
-    seed: int = 0
-    eos_token_ids: tuple[int, ...] = ()
-    score_from: int = 0
-    token_ids: list[int] = field(default_factory=list)  # generated
-    follows: dict[int, int] = field(default_factory=dict)  # place -> tokens from there on that nobody sampled
-    finished: RequestFinished | None = None
-
-    def request(self, scheduler: Scheduler, now: float) -> Request:
-        """It, to be added to a scheduler."""
-        arrived = self.arrived
-        # Nobody reads logprobs here, and the recorded ones are not handed out again.
-        params = dataclasses.replace(self.params or SamplingParams(), logprobs=None, logprob_token_ids=None)
-        request = Request(
-            request_id=arrived.request_id,
-            prompt_token_ids=np.asarray(arrived.prompt_token_ids, np.int32),
-            params=params,
-            max_length=len(arrived.prompt_token_ids) + arrived.max_tokens,
-            seed=self.seed,
-            eos_token_ids=self.eos_token_ids,
-            times=Times(now),
-            tables=scheduler.cache.open(arrived.cache_root),
-            priority=arrived.priority,
-            stop_check=self._stop_check(),
-        )
-        if self.score_from:
-            request.score_prompt(self.score_from)
-        return request
-
-    def _stop_check(self) -> StopCheck | None:
-        """A stop string, which was found in text, ends it after as many tokens as it did then."""
-        end = self.finished
-        if end is None or end.reason != "stop" or not isinstance(end.stop_reason, str):
-            return None
-        found, most = end.stop_reason, end.num_output_tokens
-        return lambda token_ids: found if len(token_ids) >= most else None
-
-    def failure_at(self, place: int) -> str | None:
-        """Why its token number `place` could not be sampled then; None: it could."""
-        end = self.finished
-        if end is None or end.reason != "error" or not isinstance(end.stop_reason, str):
-            return None
-        return end.stop_reason if place >= end.num_output_tokens else None
-
-    def token_at(self, place: int) -> int:
-        """Its token number `place`; one that stops nothing where it had not come so far."""
-        if place < len(self.token_ids):
-            return self.token_ids[place]
-        stops = {*self.eos_token_ids, *((self.params and self.params.stop_token_ids) or ())}
-        return next(token_id for token_id in range(len(stops) + 1) if token_id not in stops)
-
-
-def _scripts(events: Sequence[Event]) -> list[Script]:
-    """One for each arrival, in order."""
-    scripts: list[Script] = []
-    latest: dict[str, Script] = {}  # an id used again is another request
-    for event in events:
-        match event:
-            case RequestArrived():
-                scripts.append(Script(event))
-                latest[event.request_id] = scripts[-1]
-            case StepPlanned():
-                for added in event.plan.added:
-                    script = latest[added.request_id]
-                    script.params, script.seed = added.params, added.seed
-                    script.score_from = added.score_from
-                    script.eos_token_ids = tuple(added.eos_token_ids)
-            case StepCommitted():
-                for name, token_id in zip(event.request_ids, event.token_ids.tolist(), strict=True):
-                    latest[name].token_ids.append(token_id)
-                for name, token_ids in event.followed:
-                    latest[name].follows[len(latest[name].token_ids)] = len(token_ids)
-                    latest[name].token_ids += token_ids.tolist()
-            case RequestFinished():
-                latest[event.request_id].finished = event
-            case _:
-                pass
-    return scripts
-
-
 # --- playing --------------------------------------------------------------------------------------------
 
 
@@ -272,6 +186,8 @@ class _Player:
                     self._start(event)
                 case RequestArrived():
                     self._arrive()
+                case RequestReady():
+                    self._make_ready(self._latest[event.request_id])
                 case RequestPreempted() if self._running(event.request_id) and not self._ahead:
                     # A plan that gave nobody a token leaves no other trace.
                     self._ahead = self._plan()
@@ -313,6 +229,11 @@ class _Player:
         """Of those who were moved, the ones that wait under these settings too."""
         moved = [self._latest[name] for name in event.request_ids]
         self.scheduler.reorder([request for request in moved if request.state is State.WAITING])
+
+    def _make_ready(self, request: Request) -> None:
+        if isinstance(request.need, Recorded):
+            request.need.ready = True
+        self.scheduler.wake()
 
     def _running(self, request_id: str) -> bool:
         return self._latest[request_id].state is State.RUNNING

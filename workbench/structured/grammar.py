@@ -41,6 +41,10 @@ class Vocabulary:
         return -(-len(self.tokens) // 32)
 
 
+# Each byte a token, behind them EOS.
+BYTES = Vocabulary((*(bytes([byte]) for byte in range(256)), b""), (256,))
+
+
 class Matcher(Protocol):
     """One output on its way through a grammar."""
 
@@ -81,9 +85,31 @@ class Backend(Protocol):
         """Raises ValueError, before anything is generated, for what it cannot read or would not enforce."""
         ...
 
+    def check(self, spec: Spec) -> None:
+        """Raises ValueError for what `compile` would refuse, as far as that is told quickly.
+
+        Asked of a backend over BYTES: it takes milliseconds, and says nothing of the vocabulary.
+        """
+        ...
+
 
 class NotEnforced(ValueError):
     """A backend would accept the constraint and not hold the output to it."""
+
+
+def check_begins(grammar: CompiledGrammar, vocabulary: Vocabulary, backend: str) -> None:
+    """Some output must be able to begin: a $ref that leads back to itself, say, has none.
+
+    Raises:
+        ValueError: none can.
+    """
+    row = np.zeros(vocabulary.words, np.int32)
+    try:
+        grammar.start().fill(row)
+    except RuntimeError as error:
+        raise ValueError(f"{backend}: no output matches the constraint ({error})") from error
+    if not row.any():
+        raise ValueError(f"{backend}: no output matches the constraint")
 
 
 def forced_by(matcher: Matcher, vocabulary: Vocabulary) -> list[int]:

@@ -1,7 +1,11 @@
 """Compiled grammars of one engine: the backends it may use, in order, and a cache. Knows no requests.
 
-A grammar is compiled where it is asked for, in that thread: the engine asks before it queues a request, so
-that none in its queue waits for one, and finds it here when the request enters the batch.
+What is asked for is checked at once, over single bytes, which takes milliseconds; it is compiled for the
+vocabulary in a thread, and whoever asked waits for it in the queue::
+
+    ask -> refused | Compilation -> (thread) -> ready: a grammar | a failure
+
+The vocabulary is read there too, with the first grammar: an engine that needs none reads none.
 """
 
 from __future__ import annotations
@@ -9,63 +13,117 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import TypeVar
 from weakref import WeakValueDictionary
-
-import numpy as np
 
 from workbench.params import StructuredOutputsParams
 from workbench.structured.backends import AUTO, absent, backends_for, open_backend
-from workbench.structured.grammar import Backend, CompiledGrammar, Spec, Vocabulary
+from workbench.structured.compilation import Compilation, Queue
+from workbench.structured.grammar import BYTES, Backend, CompiledGrammar, Spec, Vocabulary, check_begins
 from workbench.structured.specs import spec_of
 
 CACHED = 128  # grammars kept that nobody holds; one takes from kilobytes to a few megabytes
+
+T = TypeVar("T")
 
 
 class Grammars:
     """What `structured_outputs` are compiled with. Threads may share one."""
 
-    def __init__(self, backend: str, read: Callable[[], Vocabulary], cached: int = CACHED) -> None:
-        """`backend`: a name, or "auto". `read`: makes the vocabulary, when the first grammar needs it."""
+    def __init__(
+        self,
+        backend: str,
+        read: Callable[[], Vocabulary],
+        cached: int = CACHED,
+        refusal: str | None = None,
+    ) -> None:
+        """`backend`: a name, or "auto".
+
+        Args:
+            read: makes the vocabulary, when the first grammar needs it.
+            refusal: why there can be no grammars at all.
+        """
         self._names = backends_for(backend)
         self._auto = backend == AUTO
         self._read = read
         self._cached = cached
+        self._refusal = refusal
         self._vocabulary: Vocabulary | None = None
-        self._backends: dict[str, Backend] = {}
-        self._recent: OrderedDict[Spec, CompiledGrammar] = OrderedDict()  # the last used comes last
-        self._held: WeakValueDictionary[Spec, CompiledGrammar] = WeakValueDictionary()
+        self._backends: dict[str, Backend] = {}  # over the vocabulary: the thread's
+        self._sketches: dict[str, Backend] = {}  # over single bytes
+        self._recent: OrderedDict[Spec, Compilation] = OrderedDict()  # made, the last used comes last
+        self._held: WeakValueDictionary[Spec, Compilation] = WeakValueDictionary()  # and those on their way
         self._lock = threading.Lock()  # of the tables alone: nobody waits for another's grammar
+        self._queue = Queue(self._make)
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        if self._vocabulary is None:
-            self._vocabulary = self._read()
-        return self._vocabulary
-
-    def compile(self, params: StructuredOutputsParams) -> CompiledGrammar:
-        """The grammar, compiled by the first backend that enforces it.
+    def ask(self, params: StructuredOutputsParams) -> Compilation:
+        """The grammar, made or on its way: by the first backend that enforces it.
 
         Raises:
-            ValueError, TypeError: no backend can; the message says what each lacks.
+            ValueError, TypeError: no backend can; the message says what each lacks. What only compiling
+                tells, the compilation says later.
         """
+        if self._refusal is not None:
+            raise ValueError(self._refusal)
         spec = spec_of(params)
+        if (found := self._find(spec)) is not None:
+            return found
+        self._first_able(lambda name: self._sketch(name).check(spec), spec)
+        with self._lock:
+            found = self._held.get(spec)  # another thread may have asked meanwhile
+            if found is None:
+                self._held[spec] = found = Compilation(spec)
+                self._queue.add(found)
+        return found
+
+    def compile(self, params: StructuredOutputsParams) -> CompiledGrammar:
+        """The grammar, waited for. Raises as `ask`, for all reasons."""
+        return self.ask(params).grammar()
+
+    def close(self) -> None:
+        """Compile no more, and keep none."""
+        self._queue.close()
+        with self._lock:
+            self._recent.clear()
+
+    def _find(self, spec: Spec) -> Compilation | None:
         with self._lock:
             found = self._held.get(spec)
-        grammar = self._compile(spec) if found is None else found
+            if found is not None and found.ready:
+                self._keep(found)
+        if found is not None and found.failure is not None:
+            raise ValueError(found.failure)
+        return found
+
+    def _keep(self, compilation: Compilation) -> None:
+        self._recent[compilation.spec] = compilation
+        self._recent.move_to_end(compilation.spec)
+        if len(self._recent) > self._cached:
+            self._recent.popitem(last=False)
+
+    def _make(self, compilation: Compilation) -> None:
+        compilation.make(self._compile)
         with self._lock:
-            self._held[spec] = self._recent[spec] = grammar
-            self._recent.move_to_end(spec)
-            if len(self._recent) > self._cached:
-                self._recent.popitem(last=False)
-        return grammar
+            self._keep(compilation)
 
     def _compile(self, spec: Spec) -> CompiledGrammar:
+        if self._vocabulary is None:
+            self._vocabulary = self._read()
+        vocabulary = self._vocabulary
+
+        def compiled(name: str) -> CompiledGrammar:
+            grammar = self._backend(name, vocabulary).compile(spec)
+            check_begins(grammar, vocabulary, name)
+            return grammar
+
+        return self._first_able(compiled, spec)
+
+    def _first_able(self, attempt: Callable[[str], T], spec: Spec) -> T:
+        """What comes of the first backend that takes the constraint."""
         reasons = []
         for name in self._names:
             try:
-                grammar = self._backend(name).compile(spec)
-                self._check_begins(grammar, name)
-                return grammar
+                return attempt(name)
             except ValueError as error:
                 reasons.append(str(error))
             except RecursionError:
@@ -74,17 +132,12 @@ class Grammars:
         hint = f" ({' and '.join(more)} may: pip install workbench[grammars])" if more else ""
         raise ValueError(f"structured_outputs: {'; '.join(dict.fromkeys(reasons))}{hint}")
 
-    def _check_begins(self, grammar: CompiledGrammar, name: str) -> None:
-        """Some output must be able to begin: a $ref that leads back to itself, say, has none."""
-        row = np.zeros(self.vocabulary.words, np.int32)
-        try:
-            grammar.start().fill(row)
-        except RuntimeError as error:
-            raise ValueError(f"{name}: no output matches the constraint ({error})") from error
-        if not row.any():
-            raise ValueError(f"{name}: no output matches the constraint")
-
-    def _backend(self, name: str) -> Backend:
+    def _backend(self, name: str, vocabulary: Vocabulary) -> Backend:
         if name not in self._backends:
-            self._backends[name] = open_backend(name, self.vocabulary)
+            self._backends[name] = open_backend(name, vocabulary)
         return self._backends[name]
+
+    def _sketch(self, name: str) -> Backend:
+        if name not in self._sketches:
+            self._sketches[name] = open_backend(name, BYTES)
+        return self._sketches[name]

@@ -15,6 +15,7 @@ from workbench.structured.grammar import (
     Vocabulary,
     allow,
     allow_only,
+    check_begins,
     forced_by,
 )
 from workbench.structured.schema import check_schema
@@ -38,6 +39,13 @@ class Guidance:
         if failed or messages:
             raise ValueError(f"guidance cannot compile the {spec.kind}: {'; '.join(messages)}")
         return _Compiled(self._library, self._tokenizer, grammar, self._vocabulary)
+
+    def check(self, spec: Spec) -> None:
+        """Raises ValueError for what is refused whatever tokens spell."""
+        if spec.kind == "grammar" and "<" in spec.text:
+            self._lark(spec)  # it may speak of special tokens, which bytes have not
+            return
+        check_begins(self.compile(spec), self._vocabulary, "guidance")
 
     def _grammar(self, spec: Spec) -> str:
         matcher = self._library.LLMatcher

@@ -16,6 +16,7 @@ from workbench.structured.grammar import (
     Vocabulary,
     allow,
     allow_only,
+    check_begins,
     forced_by,
 )
 from workbench.structured.schema import check_schema
@@ -35,19 +36,33 @@ class Outlines:
                 spelled.setdefault(token, []).append(token_id)
         self._tokens = outlines_core.Vocabulary(vocabulary.eos_token_ids[0], spelled)
 
+    def check(self, spec: Spec) -> None:
+        """Raises ValueError for what is refused whatever tokens spell.
+
+        Of a schema its automaton is left out, which may take seconds however small the vocabulary is.
+        """
+        if spec.kind == "json":
+            self._check_list(spec)
+            self._regex(spec)
+            return
+        check_begins(self.compile(spec), self._vocabulary, "outlines")
+
     def compile(self, spec: Spec) -> CompiledGrammar:
         """Raises ValueError for what outlines cannot read or would not enforce."""
+        self._check_list(spec)
+        try:
+            index = self._library.Index(self._regex(spec), self._tokens)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"outlines cannot compile the {spec.kind}: {error}") from error
+        return _Compiled(self._library, index, self._vocabulary)
+
+    def _check_list(self, spec: Spec) -> None:
         if spec.kind not in ("json", "regex", "choice"):
             raise NotEnforced(f"outlines takes no {spec.kind}: use the backend xgrammar or guidance")
         if spec.kind == "json":
             check_schema(json.loads(spec.text), OUTLINES)
         if spec.kind == "choice":
             _check_choices(json.loads(spec.text))
-        try:
-            index = self._library.Index(self._regex(spec), self._tokens)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"outlines cannot compile the {spec.kind}: {error}") from error
-        return _Compiled(self._library, index, self._vocabulary)
 
     def _regex(self, spec: Spec) -> str:
         if spec.kind == "regex":
@@ -57,7 +72,10 @@ class Outlines:
         space = spec.whitespace_pattern
         if space is None and not spec.any_whitespace:
             space = ""
-        return str(self._library.json_schema.build_regex_from_schema(spec.text, space))
+        try:
+            return str(self._library.json_schema.build_regex_from_schema(spec.text, space))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"outlines cannot compile the {spec.kind}: {error}") from error
 
 
 def _check_choices(choices: list[str]) -> None:

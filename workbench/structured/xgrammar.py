@@ -13,6 +13,7 @@ from workbench.structured.grammar import (
     Spec,
     Vocabulary,
     allow_only,
+    check_begins,
     clear_padding,
     forced_by,
 )
@@ -31,11 +32,7 @@ class XGrammar:
         import xgrammar
 
         self._vocabulary = vocabulary
-        info = xgrammar.TokenizerInfo(
-            list(vocabulary.tokens),
-            vocab_size=len(vocabulary.tokens),
-            stop_token_ids=list(vocabulary.eos_token_ids),
-        )
+        info = tokenizer_info(vocabulary)
         # No cache: the house keeps one, of a size that is known.
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=_THREADS, cache_enabled=False)
 
@@ -49,6 +46,14 @@ class XGrammar:
             return _Compiled(self._compile(spec), self._vocabulary)
         except RuntimeError as error:
             raise ValueError(f"xgrammar cannot compile the {spec.kind}: {_reason(error)}") from error
+
+    def check(self, spec: Spec) -> None:
+        """Raises ValueError for what is refused whatever tokens spell."""
+        if _names_tokens(spec):
+            if spec.kind == "structural_tag":
+                _checked_tags(json.loads(spec.text))
+            return
+        check_begins(self.compile(spec), self._vocabulary, "xgrammar")
 
     def _compile(self, spec: Spec) -> Any:
         if spec.kind == "regex":
@@ -82,6 +87,15 @@ class XGrammar:
             raise ValueError(
                 "structural_tag: structures have begin, schema and end, and stand beside triggers"
             ) from error
+
+
+def tokenizer_info(vocabulary: Vocabulary) -> Any:
+    """xgrammar's TokenizerInfo. Not by its constructor, which has all other threads wait while it sorts."""
+    import xgrammar
+
+    said = json.loads(xgrammar.TokenizerInfo([], vocab_size=len(vocabulary.tokens)).dump_metadata())
+    said["stop_token_ids"] = list(vocabulary.eos_token_ids)
+    return xgrammar.TokenizerInfo.from_vocab_and_metadata(list(vocabulary.tokens), json.dumps(said))
 
 
 class _Compiled:
@@ -123,6 +137,13 @@ class XGrammarMatcher:
 
     def forced(self) -> list[int]:
         return forced_by(self, self._vocabulary)
+
+
+def _names_tokens(spec: Spec) -> bool:
+    """Whether it may speak of tokens by their ids or names, which bytes have not."""
+    return (spec.kind == "structural_tag" and "token" in spec.text) or (
+        spec.kind == "grammar" and "Token" in spec.text
+    )
 
 
 def _alternatives(choices: list[str]) -> str:

@@ -139,6 +139,7 @@ def request_table(facts: Facts, tally: Tally, decode: Decode | None) -> Table:
         "preemptions": [r.preemptions for r in requests],
         "accepted_drafts": np.zeros(size, np.int64),
         "queue_s": scheduled - arrived,
+        "grammar_s": np.array([_stood_aside(request) for request in requests], np.float64),
         "ttft_s": first - arrived,
         "tpot_s": tpot,
         "e2e_s": finished - arrived,
@@ -156,6 +157,13 @@ def request_table(facts: Facts, tally: Tally, decode: Decode | None) -> Table:
         "last_token": last,
     }
     return complete("requests", columns | {f"{name}_s": at - facts.began for name, at in times.items()})
+
+
+def _stood_aside(request: RequestFacts) -> float:
+    if not request.aside:
+        return 0.0
+    ready = request.finished if np.isnan(request.ready) else request.ready
+    return ready - request.arrived
 
 
 def _times(requests: list[RequestFacts], name: str) -> Floats:

@@ -20,6 +20,7 @@ from workbench.engine.events import (
     RequestArrived,
     RequestFinished,
     RequestPreempted,
+    RequestReady,
     StepCommitted,
     StepFailed,
     StepPlanned,
@@ -47,6 +48,8 @@ class RequestFacts:
     logprobs: int = UNKNOWN  # top logprobs it asked for; NO_LOGPROBS: none, not even the sampled token's
     preemptions: int = 0
     arrived: float = NAN
+    aside: bool = False  # it needed what was not there when it arrived
+    ready: float = NAN  # that was there
     scheduled: float = NAN
     finished: float = NAN
     finish_reason: str | None = None
@@ -152,6 +155,8 @@ class Reader:
                 facts.config = dict(event.config)
             case RequestArrived():
                 self._arrived(event)
+            case RequestReady():
+                self._request(event.request_id).ready = event.at
             case RequestAdmitted():
                 self._request_admitted(event)
             case RequestPreempted():
@@ -210,6 +215,7 @@ class Reader:
         request = self._request(event.request_id)
         request.prompt_token_ids, request.cache_root = event.prompt_token_ids, event.cache_root
         request.max_tokens, request.priority, request.arrived = event.max_tokens, event.priority, event.at
+        request.aside = event.aside
 
     def _request_admitted(self, event: RequestAdmitted) -> None:
         self._admitted[self._number(event.request_id)] = event

@@ -17,6 +17,7 @@ from workbench.engine.events import (
     RequestAdmitted,
     RequestArrived,
     RequestFinished,
+    RequestReady,
     StepPlanned,
 )
 
@@ -50,6 +51,7 @@ class Recorder:
         self._dropped_steps = 0
         self._start: EngineStarted | None = None
         self._arrivals: dict[str, RequestArrived] = {}  # let go from the ring, of requests that may still run
+        self._readies: dict[str, RequestReady] = {}
         self._admissions: dict[str, RequestAdmitted] = {}
 
     def __call__(self, event: Event) -> None:
@@ -65,7 +67,12 @@ class Recorder:
         """Everything kept, oldest first."""
         with self._lock:
             start = [self._start] if self._start else []
-            early: list[Event] = [*start, *self._arrivals.values(), *self._admissions.values()]
+            early: list[Event] = [
+                *start,
+                *self._arrivals.values(),
+                *self._readies.values(),
+                *self._admissions.values(),
+            ]
             return Recording(early + list(self._events), self._dropped_steps)
 
     def open_requests(self) -> list[Event]:
@@ -77,7 +84,7 @@ class Recorder:
                 started.append(event)
             elif type(event) is RequestArrived:
                 known[event.request_id] = [event]
-            elif type(event) is RequestAdmitted and not event.resumed:
+            elif type(event) is RequestReady or (type(event) is RequestAdmitted and not event.resumed):
                 known.setdefault(event.request_id, []).append(event)
             elif type(event) is RequestFinished:
                 known.pop(event.request_id, None)
@@ -93,6 +100,9 @@ class Recorder:
             self._arrivals[event.request_id] = event
         elif type(event) is RequestAdmitted and not event.resumed:
             self._admissions[event.request_id] = event
+        elif type(event) is RequestReady:
+            self._readies[event.request_id] = event
         elif type(event) is RequestFinished:
             self._arrivals.pop(event.request_id, None)
+            self._readies.pop(event.request_id, None)
             self._admissions.pop(event.request_id, None)

@@ -107,6 +107,11 @@ REQUESTS = (
     Column("last_token_s", "float", "its last one was"),
     Column("finished_s", "float", "it ended"),
     Column("queue_s", "float", "scheduled - arrived"),
+    Column(
+        "grammar_s",
+        "float",
+        "from its arrival until its grammar was compiled, or it ended; 0 where it had not to wait for one",
+    ),
     Column("ttft_s", "float", "first token - arrived"),
     Column("tpot_s", "float", "(last token - first token) / (output_tokens - 1)"),
     Column("e2e_s", "float", "finished - arrived"),

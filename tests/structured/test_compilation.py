@@ -1,0 +1,151 @@
+"""Grammars on their way: asked for here, made in one thread, and not made where nobody waits any more."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from workbench import StructuredOutputsParams
+from workbench.structured import grammars as module
+from workbench.structured.compilation import CLOSED, Compilation
+from workbench.structured.grammar import BYTES, CompiledGrammar, Spec
+from workbench.structured.grammars import Grammars
+from workbench.structured.xgrammar import XGrammar
+
+SECONDS = 20  # a wait that ends only where something is wrong
+
+
+class Gated(XGrammar):
+    """Compiles when it is let, and remembers what and where. Over bytes it is as quick as ever."""
+
+    def __init__(self) -> None:
+        super().__init__(BYTES)
+        self.gate = threading.Event()
+        self.began = threading.Event()
+        self.compiled: list[str] = []
+        self.threads: set[str] = set()
+        self.raises: BaseException | None = None
+
+    def compile(self, spec: Spec) -> CompiledGrammar:
+        self.compiled.append(spec.text)
+        self.threads.add(threading.current_thread().name)
+        self.began.set()
+        assert self.gate.wait(SECONDS)
+        if self.raises is not None:
+            raise self.raises
+        return super().compile(spec)
+
+
+VOCABULARY = BYTES.__class__(BYTES.tokens, BYTES.eos_token_ids)  # equal, and another
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+    backend = Gated()
+    quick = XGrammar(BYTES)
+    monkeypatch.setattr(module, "open_backend", lambda name, over: quick if over is BYTES else backend)
+    yield backend
+    backend.gate.set()
+    until(lambda: not workers())
+
+
+def until(happened) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "workbench-grammars"]
+
+
+def opened() -> Grammars:
+    return Grammars("xgrammar", lambda: VOCABULARY)
+
+
+def regex(pattern: str) -> StructuredOutputsParams:
+    return StructuredOutputsParams(regex=pattern)
+
+
+def test_asking_does_not_wait_and_one_thread_compiles_in_the_order_of_asking(gated: Gated) -> None:
+    kept = opened()
+    asked = [kept.ask(regex(pattern)) for pattern in "abc"]
+    assert not any(one.ready for one in asked)
+    assert kept.ask(regex("a")) is asked[0], "who asks for the same waits for the same"
+    assert len(workers()) == 1
+    gated.gate.set()
+    assert [one.grammar() for one in asked] == [kept.compile(regex(pattern)) for pattern in "abc"]
+    assert gated.compiled == ["a", "b", "c"]
+    assert gated.threads == {"workbench-grammars"}
+    until(lambda: not workers())
+    assert kept.ask(regex("a")).ready, "what was made is kept"
+
+
+def test_what_can_be_told_of_bytes_is_refused_without_compiling(gated: Gated) -> None:
+    with pytest.raises(ValueError, match="xgrammar cannot compile the regex"):
+        opened().ask(regex("(a"))
+    assert not gated.compiled
+    assert not workers()
+
+
+def test_what_nobody_waits_for_any_more_is_not_compiled(gated: Gated) -> None:
+    kept = opened()
+    first, second, third = (kept.ask(regex(pattern)) for pattern in "abc")
+    until(gated.began.is_set)
+    del second
+    gc.collect()
+    gated.gate.set()
+    assert first.grammar() is not third.grammar()
+    assert gated.compiled == ["a", "c"]
+
+
+@pytest.mark.parametrize("panic", [RuntimeError("lost"), MemoryError("none"), BaseException("panic")])
+def test_whatever_a_library_raises_is_the_failure_of_its_own_grammar(
+    gated: Gated, panic: BaseException
+) -> None:
+    kept, gated.raises = opened(), panic
+    gated.gate.set()
+    failed = kept.ask(regex("a"))
+    failed.wait(SECONDS)
+    assert failed.ready
+    assert str(panic) in str(failed.failure)
+    with pytest.raises(ValueError, match=str(panic)):
+        kept.ask(regex("a"))  # known by now, and refused before it is queued
+    gated.raises = None
+    assert kept.compile(regex("b"))
+
+
+def test_closing_gives_up_what_is_due_and_ends_the_thread(gated: Gated) -> None:
+    kept = opened()
+    in_hand, due = kept.ask(regex("a")), kept.ask(regex("b"))
+    until(gated.began.is_set)
+    kept.close()
+    assert due.failure == CLOSED
+    assert not in_hand.ready
+    gated.gate.set()
+    until(lambda: not workers())
+    assert gated.compiled == ["a"]
+    assert kept.ask(regex("c")).failure == CLOSED
+
+
+def test_threads_that_ask_for_the_same_share_one_grammar(gated: Gated) -> None:
+    kept, found = opened(), list[Compilation]()
+    barrier = threading.Barrier(8)
+
+    def ask() -> None:
+        barrier.wait(SECONDS)
+        found.append(kept.ask(regex("a")))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    gated.gate.set()
+    assert len({id(one.grammar()) for one in found}) == 1
+    assert gated.compiled == ["a"]
