@@ -96,6 +96,10 @@ class TokenLogprobs(Sequence[dict[int, Logprob]]):
     def __iter__(self) -> Iterator[dict[int, Logprob]]:
         return (self._entry(place) for place in range(len(self)))
 
+    def best(self, place: int, most: int) -> dict[int, Logprob]:
+        """The entry of one token, with no more than `most` of the likeliest: quick for a vocabulary, too."""
+        return self._entry(range(len(self))[place], most)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
@@ -120,9 +124,9 @@ class TokenLogprobs(Sequence[dict[int, Logprob]]):
         near = tuple(self.token_ids[max(0, place - CONTEXT) : place].tolist())
         return (self._before + near)[-CONTEXT:]
 
-    def _entry(self, place: int) -> dict[int, Logprob]:
+    def _entry(self, place: int, most: int | None = None) -> dict[int, Logprob]:
         context, token_id = self._context(place), int(self.token_ids[place])
-        top_ids, top_logprobs = self._top(place)
+        top_ids, top_logprobs = self._top(place, most)
         # Equal logprobs have one rank: that of the first of them.
         top_ranks = 1 + np.searchsorted(-top_logprobs, -top_logprobs, side="left")
         values = {token_id: (self.sampled[place], int(self.ranks[place]))}
@@ -139,11 +143,15 @@ class TokenLogprobs(Sequence[dict[int, Logprob]]):
             for other, (value, rank) in values.items()
         }
 
-    def _top(self, place: int) -> tuple[Ints, Floats]:
+    def _top(self, place: int, most: int | None) -> tuple[Ints, Floats]:
         if not len(self.whole):
-            return self.top_ids[place], self.top_logprobs[place]
-        order = np.argsort(-self.whole[place], kind="stable")
-        return order.astype(np.int32), self.whole[place][order]
+            return self.top_ids[place][:most], self.top_logprobs[place][:most]
+        row = self.whole[place]
+        ids = np.arange(len(row))
+        if most is not None and most < len(row):  # those that are no less likely than the last one wanted
+            ids = np.flatnonzero(row >= np.partition(row, -most)[-most])
+        order = ids[np.argsort(-row[ids], kind="stable")][:most]
+        return order.astype(np.int32), row[order]
 
 
 class PromptLogprobs(Sequence[dict[int, Logprob] | None]):

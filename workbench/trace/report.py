@@ -11,14 +11,18 @@ from collections.abc import Iterable, Sequence, Sized
 from html import escape
 from pathlib import Path
 
+import numpy as np
+
 from workbench.trace.charts import block_chart, cache_chart
-from workbench.trace.pictures import gantt, theme, token_budget
+from workbench.trace.pictures import gantt, logprobs, theme, token_budget
 from workbench.trace.pictures.stretches import Work
 from workbench.trace.schema import Table, Tables
 
 MOST_STEPS = 200  # lines of the steps table on the page; the CSV has them all
 MOST_REQUESTS = 300
 MOST_LANES = 120
+MOST_LIKELIHOODS = 4  # requests whose tokens are coloured
+MOST_TOKENS = 400  # of each
 LONGEST_TEXT = 4000  # characters of a prompt or output on the page
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # nothing is fetched and nothing runs
@@ -46,6 +50,7 @@ def page(tables: Tables) -> str:
         ),
         _section(f"Steps{_cut(tables.steps['step'], MOST_STEPS)}", (), _step_table(tables.steps)),
         _section(f"Texts{_cut(tables.requests['request_id'], MOST_REQUESTS)}", (), _texts(tables.requests)),
+        _likelihoods(tables),
         _section("Settings", (), _settings(str(run["config"]))),
     )
     return (
@@ -74,6 +79,23 @@ def _requests_over_time(tables: Tables) -> str:
     if not len(lanes):
         return ""
     return gantt.draw(gantt.close_up(found, requests, lanes), requests, lanes) + gantt.legend_of(found)
+
+
+def _likelihoods(tables: Tables) -> str:
+    """How likely tokens were, where the trace knows it."""
+    tokens, mode = tables.tokens, str(json.loads(str(tables.runs["config"][0])).get("logprobs_mode", ""))
+    names = list(dict.fromkeys(tokens["request_id"][~np.isnan(tokens["rank"])]))
+    if not names:
+        return ""
+    texts = dict(zip(tokens["token_id"].tolist(), tokens["text"], strict=True))
+    body = ""
+    for name in names[:MOST_LIKELIHOODS]:
+        lines = np.flatnonzero(tokens["request_id"] == name)
+        lines = lines[: 1 + np.argmin(np.append(np.diff(tokens["index"][lines]), 0) == 1)]  # an id may return
+        run = logprobs.of_lines(tokens, name, lines, texts.get, mode)
+        within = logprobs.span([run])[:MOST_TOKENS]
+        body += logprobs.head([run], within) + logprobs.draw([run], "logprob", within)
+    return _section(f"How likely the tokens were{_cut(names, MOST_LIKELIHOODS)}", (), body)
 
 
 def _dropped(steps: int) -> str:

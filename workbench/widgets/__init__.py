@@ -29,14 +29,16 @@ from workbench.lazy import loads_lazily
 if TYPE_CHECKING:
     from workbench.widgets.base import linked
     from workbench.widgets.cache_map import CacheMap
+    from workbench.widgets.logprobs import Logprobs
     from workbench.widgets.requests import Requests
     from workbench.widgets.selection import Selection
     from workbench.widgets.token_budget import TokenBudget
 
-__all__ = ["CacheMap", "Requests", "Selection", "TokenBudget", "linked"]
+__all__ = ["CacheMap", "Logprobs", "Requests", "Selection", "TokenBudget", "linked"]
 
 _HOMES = {
     "CacheMap": "workbench.widgets.cache_map",
+    "Logprobs": "workbench.widgets.logprobs",
     "Requests": "workbench.widgets.requests",
     "Selection": "workbench.widgets.selection",
     "TokenBudget": "workbench.widgets.token_budget",

@@ -61,7 +61,7 @@ class Widget(VBox):
     def __init__(self, source: object, selection: Selection | None = None) -> None:
         if HTML is None:
             raise MissingExtra("widgets need ipywidgets: pip install 'workbench[notebook]'")
-        trace = trace_of(source)
+        self.check(source)
         super().__init__()
         self.selection = Selection() if selection is None else selection
         self._closed = is_closed(source)
@@ -72,13 +72,24 @@ class Widget(VBox):
         self.feed: Feed
         self._problem = ""  # why there is no feed
         try:
-            self.feed = feed_of(trace)
-            self.feed.join(self)
+            self.feed = self.watch(source)
         except (ValueError, OSError) as error:  # a recording that is gone or damaged
             self._problem = str(error)
         self.children = [HTML(_styled("")), self._place, *self.controls(), self._pick]
         self.selection.observe(self.refresh)
         self.refresh()
+
+    # --- where it looks ---------------------------------------------------------------------------------
+
+    def check(self, source: object) -> None:
+        """Raise TypeError for what it cannot show."""
+        trace_of(source)
+
+    def watch(self, source: object) -> Feed:
+        """The feed of a source, which this widget has joined."""
+        feed = feed_of(trace_of(source))
+        feed.join(self)
+        return feed
 
     # --- what a widget is -----------------------------------------------------------------------------
 

@@ -88,12 +88,16 @@ class Feed:
         if not self._views:
             self.trace.unfollow(self)
 
-    def pull(self) -> None:
-        """Take in what has happened."""
-        with self._lock:
+    def pull(self, wait: bool = True) -> None:
+        """Take in what has happened; without `wait`, only if nobody draws from it now."""
+        if not self._lock.acquire(blocking=wait):
+            return
+        try:
             if isinstance(self._tables, GrowingTables) and self._ready and self._waiting:
                 waiting, self._waiting = self._waiting, []
                 self._tables.take(waiting)
+        finally:
+            self._lock.release()
 
     def __getitem__(self, name: Name) -> Table:
         """A table of the trace, as of the last `pull`."""

@@ -36,11 +36,27 @@ VIRIDIS = (
 )  # fmt: skip
 
 
+# How surprising something is: the more, the more it stands out from the paper. [8] colours of viridis, and of
+# the text on them; what was expected is hardly coloured at all.
+_ON_PAPER = [(VIRIDIS[k], "#1b1f24" if k > 4 else "#ffffff") for k in (8, 7, 6, 5, 4, 3, 2, 0)]
+_IN_THE_DARK = [(VIRIDIS[k], "#1b1f24" if k > 4 else "#ffffff") for k in (1, 2, 3, 4, 5, 6, 7, 9)]
+
+
+def _levels(colours: dict[str, str], scale: list[tuple[str, str]]) -> dict[str, str]:
+    levels = [(colours["card"], colours["ink"]), *scale]
+    return {f"{name}{k}": pair[at] for k, pair in enumerate(levels) for at, name in enumerate(("s", "t"))}
+
+
 @cache
 def style() -> str:
     """The style sheet; it touches nothing but elements of class `wb` and what is in them."""
-    light, dark = (f"{{{_variables(colours)}}}" for colours in (LIGHT, DARK))
+    themes = (LIGHT | _levels(LIGHT, _ON_PAPER), DARK | _levels(DARK, _IN_THE_DARK))
+    light, dark = (f"{{{_variables(colours)}}}" for colours in themes)
     kinds = "".join(f".wb .{k}{{fill:var(--wb-{k})}}.wb i.{k}{{background:var(--wb-{k})}}" for k in KINDS)
+    kinds += "".join(
+        f".wb .s{k}{{fill:var(--wb-s{k});background:var(--wb-s{k});color:var(--wb-t{k})}}"
+        for k in range(1 + len(_ON_PAPER))
+    )
     return (
         f".wb{light}@media (prefers-color-scheme: dark){{.wb{dark}}}"
         f'[data-jp-theme-light="true"] .wb{light}[data-jp-theme-light="false"] .wb{dark}'
