@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.trace.charts import block_chart, cache_chart
-from workbench.trace.pictures import gantt, logprobs, theme, token_budget
+from workbench.trace.pictures import dashboard, gantt, logprobs, theme, token_budget
 from workbench.trace.pictures.stretches import Work
 from workbench.trace.schema import Table, Tables
 
@@ -35,6 +35,7 @@ def page(tables: Tables) -> str:
     style = theme.style() + Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     sections = (
         _figures(tables),
+        _section("At a glance", (), _at_a_glance(tables)),
         _section("Tokens per step", (), _token_budget(tables)),
         _section(
             f"Requests{_cut(tables.requests['request_id'], MOST_LANES)}", (), _requests_over_time(tables)
@@ -62,6 +63,10 @@ def page(tables: Tables) -> str:
         f"{escape(str(run['device'] or 'unknown'))}. Hover over a picture for the numbers behind it.</p>"
         f"{_dropped(int(run['dropped_steps']))}{''.join(sections)}</main></body></html>\n"
     )
+
+
+def _at_a_glance(tables: Tables) -> str:
+    return dashboard.draw(dashboard.rows(tables.steps)) if len(tables.steps["step"]) else ""
 
 
 def _token_budget(tables: Tables) -> str:

@@ -29,15 +29,17 @@ from workbench.lazy import loads_lazily
 if TYPE_CHECKING:
     from workbench.widgets.base import linked
     from workbench.widgets.cache_map import CacheMap
+    from workbench.widgets.dashboard import Dashboard
     from workbench.widgets.logprobs import Logprobs
     from workbench.widgets.requests import Requests
     from workbench.widgets.selection import Selection
     from workbench.widgets.token_budget import TokenBudget
 
-__all__ = ["CacheMap", "Logprobs", "Requests", "Selection", "TokenBudget", "linked"]
+__all__ = ["CacheMap", "Dashboard", "Logprobs", "Requests", "Selection", "TokenBudget", "linked"]
 
 _HOMES = {
     "CacheMap": "workbench.widgets.cache_map",
+    "Dashboard": "workbench.widgets.dashboard",
     "Logprobs": "workbench.widgets.logprobs",
     "Requests": "workbench.widgets.requests",
     "Selection": "workbench.widgets.selection",

@@ -107,6 +107,11 @@ class Feed:
         return table
 
     @property
+    def runs(self) -> bool:
+        """Whether the engine has something to do."""
+        return isinstance(self._tables, GrowingTables) and not self._activity.quiet
+
+    @property
     def config(self) -> dict[str, Any]:
         """The engine's settings as resolved; empty where nobody said them."""
         if isinstance(self._tables, GrowingTables):
