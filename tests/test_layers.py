@@ -44,6 +44,15 @@ FORBIDDEN = {
         "workbench.models",
     ),
     "workbench.token_logprobs": (*TORCH, "pandas", "workbench.engine", "workbench.runtime"),
+    "workbench.speculate": (
+        *TORCH,
+        "pandas",
+        "workbench.engine.scheduler",
+        "workbench.runtime",
+        "workbench.models",
+        "workbench.llm",
+        *ABOVE,
+    ),
     "workbench.structured": (
         *TORCH,
         "pandas",

@@ -33,6 +33,8 @@ from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_formats import Stored, described, pick_storage
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
+from workbench.speculate.assembly import make_speculator
+from workbench.speculate.config import SpeculativeConfig, read_speculative_config
 from workbench.structured.backends import AUTO
 from workbench.structured.grammars import Grammars
 from workbench.structured.vocabulary import read_vocabulary
@@ -244,8 +246,15 @@ def _plan_memory(
         max_logprobs=s.max_logprobs,
         seed=s.seed,
         structured_outputs_backend=(s.structured_outputs_config or {}).get("backend", AUTO),
+        speculation=_speculation(s, device),
     )
     return config, groups
+
+
+def _speculation(s: Settings, device: torch.device) -> SpeculativeConfig | None:
+    if s.speculative_config and backend.has_kernels(device):
+        raise ValueError("speculative_config: drafts are verified on a CPU alone so far; leave it out")
+    return read_speculative_config(s.speculative_config)
 
 
 def _scheduler(
@@ -261,4 +270,4 @@ def _scheduler(
         config.max_model_len,
         s.long_prefill_token_threshold,
     )
-    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit)
+    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit, make_speculator(config))

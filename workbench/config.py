@@ -17,6 +17,7 @@ from workbench.engine.policies import Policy, policy_named
 from workbench.errors import check_names
 from workbench.models.spec import ModelSpec
 from workbench.params import SamplingParams
+from workbench.speculate.config import SpeculativeConfig, read_speculative_config
 from workbench.structured.backends import AUTO, backends_for
 
 GIB = 1 << 30
@@ -41,7 +42,6 @@ _REMOVED = {
 }
 # Each capability deletes its own line when it comes.
 _LATER = {
-    "speculative_config": (None, "speculative decoding"),
     "enable_lora": (False, "LoRA"),
     "tensor_parallel_size": (1, "tensor parallelism"),
 }
@@ -157,6 +157,7 @@ class EngineConfig:
     max_logprobs: int
     seed: int
     structured_outputs_backend: str  # "auto": the first of those installed that enforces a constraint
+    speculation: SpeculativeConfig | None = None  # None: nothing is drafted
     logits_processors: tuple[str, ...] = ()  # names of their classes
     kv_cache_dtype: str = ""  # of the keys and values, and of layers that are stored otherwise
     kv_scales: str = ""  # where an FP8 cache has its scales from
@@ -202,6 +203,7 @@ def _checked(s: Settings) -> Settings:
     policy_named(s.scheduling_policy)
     _check_structured_outputs(s.structured_outputs_config)
     _check_kv_cache(s)
+    read_speculative_config(s.speculative_config)
     numbers: dict[str, Any] = {name: at_least(name, getattr(s, name), low) for name, low in _AT_LEAST.items()}
     for name, low in _AT_LEAST_OR_OPEN.items():
         value = getattr(s, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -36,6 +36,10 @@ class Totals(NamedTuple):
     output_tokens: int
     preemptions: int
     finished: Mapping[str, int]  # by reason
+    drafts: int = 0  # times a request's drafts were verified
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_at: Sequence[int] = ()  # by place: first draft, second ...
 
 
 def metrics_of(totals: Totals) -> list[Metric]:
@@ -45,13 +49,24 @@ def metrics_of(totals: Totals) -> list[Metric]:
         ("num_requests_waiting", totals.waiting, "Requests in the queue."),
         ("kv_cache_usage_perc", totals.blocks_held / max(totals.blocks, 1), "KV blocks held; 1 is all."),
     )
-    counters = (
+    counters: tuple[tuple[str, int, str], ...] = (
         ("prefix_cache_queries", totals.queried_tokens, "Tokens looked up in the prefix cache."),
         ("prefix_cache_hits", totals.cached_tokens, "Tokens found in the prefix cache."),
         ("prompt_tokens", totals.prompt_tokens, "Prompt tokens of the requests that were scheduled."),
         ("generation_tokens", totals.output_tokens, "Tokens generated."),
         ("num_preemptions", totals.preemptions, "Preemptions."),
     )
+    if totals.drafts:
+        counters += (
+            ("spec_decode_num_drafts", totals.drafts, "Times that drafts of a request were verified."),
+            ("spec_decode_num_draft_tokens", totals.draft_tokens, "Drafts that were verified."),
+            ("spec_decode_num_accepted_tokens", totals.accepted_tokens, "Drafts that became output."),
+        )
+    places = [
+        Metric("vllm:spec_decode_num_accepted_tokens_per_pos", "counter", count,
+               (("position", str(place)),), "Drafts that became output, by their place.")
+        for place, count in enumerate(totals.accepted_at)
+    ]  # fmt: skip
     ends = [
         Metric("vllm:request_success", "counter", totals.finished.get(reason, 0),
                (("finished_reason", reason),), "Requests that ended, by reason.")
@@ -60,6 +75,7 @@ def metrics_of(totals: Totals) -> list[Metric]:
     return [
         *(Metric(f"vllm:{name}", "gauge", value, (), meaning) for name, value, meaning in gauges),
         *(Metric(f"vllm:{name}", "counter", value, (), meaning) for name, value, meaning in counters),
+        *places,
         *ends,
     ]
 
@@ -78,5 +94,9 @@ def read_metrics(scheduler: Scheduler) -> list[Metric]:
         output_tokens=counts.generation_tokens,
         preemptions=counts.preemptions,
         finished={str(reason): count for reason, count in counts.finished.items()},
+        drafts=counts.drafts,
+        draft_tokens=counts.draft_tokens,
+        accepted_tokens=counts.accepted_tokens,
+        accepted_at=counts.accepted_at,
     )
     return metrics_of(totals)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.fakes import VOCABULARY, FakeRunner, alone
+from tests.engine.fakes import VOCABULARY, FakeRunner, FakeSpeculation, alone
 from workbench.cache.hashing import hash_function
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
@@ -40,6 +40,7 @@ def setups(draw):
         "policy": draw(st.sampled_from(["fcfs", "priority"])),
         "caching": draw(st.booleans()),
         "depth": draw(st.sampled_from([0, 1, 2])),
+        "drafter": draw(st.sampled_from([None, None, "accurate", "useless", "adversarial"])),
     }
 
 
@@ -88,7 +89,11 @@ class World:
         self.limits = Limits(setup["budget"], setup["max_rows"], MAX_LENGTH, setup["long_prefill"])
         self.emit = Emitter()
         self.ticks = 0.0
-        self.scheduler = Scheduler(self.limits, cache, policy_named(setup["policy"]), self.clock, self.emit)
+        kind = setup.get("drafter")
+        self.speculation = None if kind is None else FakeSpeculation(kind)
+        self.scheduler = Scheduler(
+            self.limits, cache, policy_named(setup["policy"]), self.clock, self.emit, self.speculation
+        )
         self.runner = FakeRunner(setup["num_blocks"], setup["block_size"], len(groups), setup["windows"])
         self.depth = setup["depth"]
         self.runner.forces = not self.depth  # with a step in flight, what follows has been planned
@@ -219,7 +224,7 @@ def test_a_row_that_failed_ends_its_own_request_and_changes_no_others(setup, wor
 @settings(max_examples=60, deadline=None)
 @given(setups(), arrivals)
 def test_scheduled_tokens_add_up(setup, workload):
-    """Sum of scheduled = sum(prompt - cached) + sum(outputs - 1) + recomputed + overshoot."""
+    """Sum of scheduled = sum(prompt - cached) + sum(outputs - 1) + recomputed + rejected + overshoot."""
     world = World(setup)
     workload = [{**item, "abort_at": None} for item in workload]
     reused: dict[str, int] = {}
@@ -236,7 +241,8 @@ def test_scheduled_tokens_add_up(setup, workload):
     made = world.run(workload)
     needed = sum(r.num_prompt_tokens - reused[r.request_id] + len(output(r)) - 1 for r in made)
     recomputed = sum(r.num_recomputed for r in made)
-    assert world.num_scheduled == needed + recomputed + overshoot[0]
+    rejected = sum(r.num_rejected for r in made)
+    assert world.num_scheduled == needed + recomputed + rejected + overshoot[0]
     assert overshoot[0] == sum(r.num_overshoot for r in made)
 
 

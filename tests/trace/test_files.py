@@ -246,9 +246,10 @@ def test_whatever_stands_in_a_file_the_error_names_it(
         Trace.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["[1, 2]", "{}", "7", "[" * 100_000, f'{{"schema_version": {SCHEMA_VERSION}, "rows": {{}}}}']
-)
+NO_TABLES = json.dumps({"schema_version": SCHEMA_VERSION, "rows": {}})
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{}", "7", "[" * 100_000, NO_TABLES])
 def test_another_manifest_is_refused(busy: House, tmp_path: Path, text: str) -> None:
     busy.trace.to_csv(tmp_path)
     (tmp_path / "trace.json").write_text(text)

@@ -34,7 +34,7 @@ def long_trace() -> Trace:
 
 
 def test_segments_are_the_chunks(tables: Tables) -> None:
-    found = bars(tables.steps, tables.step_requests, tables.tokens)
+    found = bars(tables.steps, tables.step_requests)
     drawn: Counter[tuple[int, str, str]] = Counter()
     for step, segments in zip(found.first.tolist(), found.segments, strict=True):
         for segment in segments:
@@ -53,7 +53,7 @@ def test_segments_are_the_chunks(tables: Tables) -> None:
 def test_bars_add_up_whatever_is_shown(long_trace: Trace, window: slice) -> None:
     widget = TokenBudget(long_trace)
     steps, chunks = widget.feed["steps"], widget.feed["step_requests"]
-    found = bars(steps, chunks, None, window)
+    found = bars(steps, chunks, window)
     sizes = found.last - found.first + 1
     assert 1 <= len(sizes) <= MOST_BARS
     assert sizes.sum() == len(steps["step"][window])
@@ -72,30 +72,27 @@ def rectangles(svg: str, kind: str) -> float:
 
 
 def test_heights_are_in_proportion_to_tokens(tables: Tables) -> None:
-    svg = draw(bars(tables.steps, tables.step_requests, tables.tokens))
+    svg = draw(bars(tables.steps, tables.step_requests))
     shares = [rectangles(svg, kind) / tables.steps[kind].sum() for kind in ("prefill", "decode")]
     assert shares[0] > 0
     assert shares[0] == pytest.approx(shares[1], rel=0.02)  # heights are written with one decimal
 
 
-def speculative(tables: Tables) -> tuple[Table, Table, Table]:
+def speculative(tables: Tables) -> tuple[Table, Table]:
     """The same run, had every decode of step 9 verified three drafts, of which one was accepted."""
-    steps, chunks, tokens = ({n: c.copy() for n, c in t.items()} for t in tables[2:5])
+    steps, chunks = ({n: c.copy() for n, c in t.items()} for t in tables[2:4])
     lines = (chunks["step"] == 9) & (chunks["decode"] > 0)
-    for name in ("decode", "scheduled"):
-        chunks[name][lines] += 3
-        steps[name][9] += 3 * lines.sum()
-    steps["draft"][9] = 3 * lines.sum()
-    accepted = (tokens["step"] == 9) & np.isin(tokens["request_id"], chunks["request_id"][lines])
-    tokens["accepted"][accepted] = True
-    return steps, chunks, tokens
+    for name, more in (("decode", 3), ("scheduled", 3), ("draft", 3), ("accepted", 1), ("rejected", 2)):
+        chunks[name][lines] += more
+        steps[name][9] += more * lines.sum()
+    return steps, chunks
 
 
 def test_drafts_are_told_apart_where_there_are_any(tables: Tables) -> None:
-    steps, chunks, tokens = speculative(tables)
+    steps, chunks = speculative(tables)
     count = int(steps["draft"].sum()) // 3
     assert count > 1
-    found = bars(steps, chunks, tokens)
+    found = bars(steps, chunks)
     assert found.tokens["accepted"].sum() == count
     assert found.tokens["rejected"].sum() == 2 * count
     by_kind = Counter(kind for kind, tokens_, _ in found.segments[9] for _ in range(tokens_))
@@ -103,7 +100,7 @@ def test_drafts_are_told_apart_where_there_are_any(tables: Tables) -> None:
     total = sum(sum(segment.tokens for segment in segments) for segments in found.segments)
     assert total == steps["scheduled"].sum()
     assert "draft, rejected" in draw(found)
-    assert "draft" not in draw(bars(tables.steps, tables.step_requests, tables.tokens))
+    assert "draft" not in draw(bars(tables.steps, tables.step_requests))
 
 
 def test_a_budget_far_above_the_bars_is_drawn_apart_and_says_so(tables: Tables) -> None:
@@ -164,4 +161,4 @@ def test_the_report_has_the_same_picture(tables: Tables, tmp_path: Path) -> None
     house.add([1] * 9, 14)
     page = house.run().trace.to_report(tmp_path / "r.html").read_text(encoding="utf-8")
     columns = house.trace.columns
-    assert draw(bars(columns.steps, columns.step_requests, columns.tokens)) in page
+    assert draw(bars(columns.steps, columns.step_requests)) in page

@@ -205,6 +205,17 @@ class CacheManager:
         self._log.reserved(group, blocks, range(first, first + count), name)
         return blocks
 
+    def shrink(self, tables: BlockTables, num_tokens: int) -> None:
+        """Give back the blocks behind the first `num_tokens`: drafts were written there, and rejected."""
+        kept = -(-num_tokens // self.block_size)
+        for group, table in enumerate(tables.blocks):
+            behind = table[kept:]
+            del table[kept:]
+            self.pool.give_back(behind)
+            if self._log is not None and behind:
+                places = range(kept, kept + len(behind))
+                self._log.gave_back(group, behind, places, tables.name, "drafts rejected")
+
     def _slide(self, tables: BlockTables, start: int) -> None:
         """Give back blocks that left the window of a step that begins at `start`."""
         for index, (group, table) in enumerate(zip(self.groups, tables.blocks, strict=True)):

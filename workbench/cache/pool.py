@@ -109,6 +109,13 @@ class BlockPool:
             if left == 0:
                 free[block] = None
 
+    def give_back(self, blocks: Sequence[int]) -> None:
+        """Release blocks whose content is worth nothing: they are taken again before any other."""
+        self.release(blocks)
+        for block in blocks:
+            if not self._references[block]:
+                self._free.move_to_end(block, last=False)
+
     def register(self, block: int, key: bytes) -> bool:
         """Make a held, full block findable; False when another block already stands under the key."""
         if key in self._found:

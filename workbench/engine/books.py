@@ -65,6 +65,10 @@ class Counts:
     generation_tokens: int = 0
     preemptions: int = 0
     finished: dict[FinishReason, int] = field(default_factory=dict)
+    drafts: int = 0  # times a request's drafts were verified
+    draft_tokens: int = 0
+    accepted_tokens: int = 0  # of them, those that became output
+    accepted_at: list[int] = field(default_factory=list)  # of them, by place: first draft, second ...
 
 
 class Ending(NamedTuple):

@@ -152,11 +152,12 @@ class StepCommitted:
 
     at: float
     result: StepResult
-    request_ids: tuple[str, ...]  # [k]; the requests that took a token
+    request_ids: tuple[str, ...]  # [k]; the requests that took a token, once for each
     taken: Ints  # [k]; line of the result each took
     overshoot: int  # tokens computed for requests that had already ended or been preempted
     commit_s: float  # host seconds spent committing
     followed: tuple[Followed, ...] = ()
+    accepted: Ints | None = None  # [s]; drafts that became output, of each line of the plan's
 
     @property
     def token_ids(self) -> Ints:

@@ -45,6 +45,29 @@ class Scoring(NamedTuple):
     ends: Ints  # [s]
 
 
+class Drafts(NamedTuple):
+    """Tokens a step verifies: the last ones that some of its chunks compute.
+
+    A chunk of `count` tokens, d of them drafts, samples 1 + d times: behind what is known, and behind each
+    draft. What is sampled in a draft's place is the model's own choice there; as long as that is the draft,
+    the next one counts too::
+
+        one row's tokens   [... start)[known][draft 0][draft 1] ... [draft d-1]
+        sampled behind                   first  extra 0  extra 1       extra d-1
+    """
+
+    lines: Ints  # [s]; places in the plan's rows, ascending; all of them sample
+    counts: Ints  # [s]; drafts of each, >= 1
+    token_ids: Ints  # [counts.sum()]; one line's after the other's
+
+
+class Yields(NamedTuple):
+    """What a step samples: a token for each of its lines that sample, then those behind drafts."""
+
+    rows: Ints  # [m + e]; batch rows
+    positions: Ints  # [m + e]; where in its request each token belongs
+
+
 class Growth(NamedTuple):
     """Blocks appended to the block tables of rows already in the batch, for one KV group."""
 
@@ -73,8 +96,31 @@ class StepPlan(NamedTuple):
     grown: tuple[Growth, ...]  # one for each KV group
     logprobs: int = 0  # top logprobs that observers want of every row that samples, asked for or not; 0: none
     scoring: Scoring | None = None  # None: no chunk tells of prompt tokens
+    drafts: Drafts | None = None  # None: nothing is verified
 
     @property
     def num_tokens(self) -> int:
         """Tokens computed by this step."""
         return int(self.counts.sum())
+
+    @property
+    def num_drafts(self) -> int:
+        """Of them, drafts."""
+        return 0 if self.drafts is None else len(self.drafts.token_ids)
+
+    @property
+    def yields(self) -> Yields:
+        """The tokens it samples: first one of each line, then those behind drafts, line after line."""
+        rows, ends, drafts = self.rows[self.samples], self.starts + self.counts, self.drafts
+        if drafts is None:
+            return Yields(rows, ends[self.samples])
+        ends[drafts.lines] -= drafts.counts
+        behind = np.repeat(ends[drafts.lines], drafts.counts) + 1 + within(drafts.counts)
+        extra = np.repeat(self.rows[drafts.lines], drafts.counts)
+        return Yields(np.concatenate([rows, extra]), np.concatenate([ends[self.samples], behind]))
+
+
+def within(counts: Ints) -> Ints:
+    """0 .. count - 1 for each of the counts, one after the other."""
+    places: Ints = np.arange(counts.sum(), dtype=np.int32)
+    return places - np.repeat(np.cumsum(counts, dtype=np.int32) - counts, counts)

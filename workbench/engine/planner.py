@@ -8,46 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from workbench.cache.manager import Hit
-from workbench.engine.books import NOBODY, Books
+from workbench.engine.books import Books
+from workbench.engine.drafting import Proposals, Speculation, affordable
 from workbench.engine.events import PrefixLookedUp, RequestAdmitted
 from workbench.engine.flight import Flight
-from workbench.engine.plan import Addition, Growth, Scoring, StepPlan
+from workbench.engine.outline import NO_GROWTH, Outline
+from workbench.engine.plan import Addition, Growth, Ints, Scoring, StepPlan
 from workbench.engine.request import Request, State
 from workbench.engine.running import Admission, Longs
-
-NO_GROWTH = Growth(NOBODY, NOBODY, NOBODY)
-
-
-@dataclass(slots=True)
-class Draft:
-    """A plan in the making; lives only inside `Planner.plan`."""
-
-    budget: int
-    grown: list[list[tuple[int, int, int]]]  # per group: (row, place in its table, block)
-    crossed: Growth | None = None  # all the growth there is, where `_cross` served everybody
-    registered: list[bytes] = field(default_factory=list)
-    preempted: set[int] = field(default_factory=set)  # places
-    names: list[str] = field(default_factory=list)  # ids of the preempted
-    recomputed: int = 0
-
-    def preempt(self, place: int, request: Request) -> None:
-        """A request that had its share of this plan gives it back."""
-        self.preempted.add(place)
-        self.names.append(request.request_id)
-        for grown in self.grown:
-            grown[:] = [growth for growth in grown if growth[0] != request.row]
 
 
 class Planner:
     """Makes plans from the books, and moves requests between queue and rows as it does."""
 
-    def __init__(self, books: Books) -> None:
+    def __init__(self, books: Books, speculation: Speculation | None = None) -> None:
         self._books = books
+        self._speculation = speculation
         self._scoring: dict[Request, int] = {}  # who wants prompt logprobs -> first token not planned yet
         self._untold: list[str] = []  # ids preempted while no plan could be made; the next one tells
         self._steady = 0  # plans ahead in which everybody wants just the token it sampled last
@@ -55,13 +35,14 @@ class Planner:
         most = books.limits.max_rows
         self._ones: Longs = np.ones(most, np.int64)
         self._no_growth = (NO_GROWTH,) * len(books.cache.groups)
-        self._nothing = Draft(books.limits.budget, [])  # what a step like the one before decides
+        self._nothing = Outline(books.limits.budget, [])  # what a step like the one before decides
         self._last_block: Longs = np.arange(-books.cache.block_size, 0)  # places of its tokens, from its end
 
     def copy(self, books: Books, requests: Mapping[Request, Request]) -> Planner:
         """One that goes on from here over a copy of the books; `requests`: whose copy is whose."""
         other = copy(self)
         other._books, other._untold = books, list(self._untold)
+        other._speculation = None if self._speculation is None else self._speculation.copy()
         other._scoring = {requests[r]: first for r, first in self._scoring.items() if r in requests}
         return other
 
@@ -74,44 +55,59 @@ class Planner:
         """Somebody wants more than the token it sampled last."""
         self._steady = self._room = 0
 
-    def plan(self) -> Draft | None:
+    def plan(self) -> Outline | None:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
-        books, running = self._books, self._books.running
-        alone = not (books.waiting.num_ready or self._untold)
+        books, running, speculation = self._books, self._books.running, self._speculation
+        if speculation is not None and books.flights:
+            verifying = books.flights[-1].plan.drafts is not None  # how far it gets is not known
+            if verifying or speculation.waits(running):
+                return None
+        proposals = None if speculation is None or books.flights else self._propose(speculation)
+        alone = proposals is None and not (books.waiting.num_ready or self._untold)
         if self._steady and self._room and alone and 0 < running.count <= books.limits.budget:
             return self._repeat()
-        draft = Draft(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
+        outline = Outline(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
         try:
-            return self._draw_up(draft)
+            return self._draw_up(outline, proposals)
         except BaseException:  # nobody will write these blocks
-            books.cache.withdraw(draft.registered)
+            books.cache.withdraw(outline.registered)
             raise
 
-    def _draw_up(self, draft: Draft) -> Draft | None:
-        """The plan that `draft` becomes."""
+    def _propose(self, speculation: Speculation) -> Proposals | None:
+        """Drafts of those who want nothing but the token they sampled last, up to the end they may reach."""
+        running = self._books.running
+        if not running.count:
+            return None
+        alone = running.length - running.computed == 1
+        return speculation.propose(running, np.where(alone, running.end - running.length - 1, 0))
+
+    def _draw_up(self, outline: Outline, proposals: Proposals | None) -> Outline | None:
+        """The plan that `outline` becomes."""
         books, running = self._books, self._books.running
-        steady = self._steady > 0 and 0 < running.count <= draft.budget
-        counts = self._ones[: running.count] if steady else self._grant(draft.budget)
-        if not (steady and (self._room or self._cross(draft))):
-            counts = self._reserve(counts, draft)
+        steady = proposals is None and self._steady > 0 and 0 < running.count <= outline.budget
+        counts = self._ones[: running.count] if steady else self._grant(outline.budget)
+        if proposals is not None:
+            outline.proposals = affordable(proposals, counts, outline.budget, running, books.cache)
+        if not (steady and (self._room or self._cross(outline))):
+            counts = self._reserve(counts, outline)
         if not steady:
-            self._register_chunks(counts, draft)
+            self._register_chunks(counts, outline)
         additions: tuple[Addition, ...] = ()
-        if books.waiting.num_ready and not draft.preempted:
-            additions, counts = self._admit(counts, draft)
+        if books.waiting.num_ready and not outline.preempted:
+            additions, counts = self._admit(counts, outline)
         if not len(counts) or not (steady or counts.any()):
             if books.flights:
-                books.flights[-1].registered += draft.registered
+                books.flights[-1].registered += outline.registered
             return None
         self._untold = []
-        plan, places = self._compose(counts, draft, additions, steady and not additions)
-        names = tuple(draft.names)
+        plan, places = self._compose(counts, outline, additions, steady and not additions)
+        names = tuple(outline.names)
         books.flights.append(
-            Flight(plan, running.rows, running.requests, places, running.version, draft.registered, names)
+            Flight(plan, running.rows, running.requests, places, running.version, outline.registered, names)
         )
-        return draft
+        return outline
 
-    def _repeat(self) -> Draft:
+    def _repeat(self) -> Outline:
         """A step like the one before: everybody computes what it sampled, within the blocks it holds."""
         books, running = self._books, self._books.running
         n, starts = running.count, running.computed.astype(np.int32)
@@ -136,29 +132,30 @@ class Planner:
         granted: Longs = np.clip(budget - before, 0, want)
         return granted
 
-    def _reserve(self, counts: Longs, draft: Draft) -> Longs:
+    def _reserve(self, counts: Longs, outline: Outline) -> Longs:
         """Blocks for what was granted, preempting where they run out; the counts of those who stay."""
-        running = self._books.running
-        short = (running.computed + counts > running.capacity).nonzero()[0]
+        running, proposals = self._books.running, outline.proposals
+        wanted = counts if proposals is None else counts + proposals.counts
+        short = (running.computed + wanted > running.capacity).nonzero()[0]
         if not len(short):
             return counts
         starts = running.computed[short]
-        upto = starts + counts[short]
+        upto = starts + wanted[short]
         known = running.cursor[short] - running.row[short] * self._books.limits.max_length
         # A step that crosses a boundary finds the block before it written, and known unless several steps
         # are in flight: that much can be made findable.
-        columns = (short, counts[short], starts, np.minimum(starts, known))
+        columns = (short, wanted[short], starts, np.minimum(starts, known))
         for place, count, start, findable in zip(*(column.tolist() for column in columns), strict=True):
             if count:
-                self._secure(place, start, start + count, findable, draft)
+                self._secure(place, start, start + count, findable, outline)
         running.capacity[short] = -(-upto // self._books.cache.block_size) * self._books.cache.block_size
-        if draft.preempted:
-            kept = [place for place in range(running.count) if place not in draft.preempted]
+        if outline.preempted:
+            kept = [place for place in range(running.count) if place not in outline.preempted]
             counts = counts[kept]
-            self._books.leave(sorted(draft.preempted))
+            self._books.leave(sorted(outline.preempted))
         return counts
 
-    def _cross(self, draft: Draft) -> bool:
+    def _cross(self, outline: Outline) -> bool:
         """Steady requests at a block boundary get their next block, all at once.
 
         Each filled a block with its last token and wants one more. False, and nothing done, where the
@@ -177,34 +174,34 @@ class Planner:
         if crossed is None:
             return False
         blocks, keys = crossed
-        draft.registered += keys
+        outline.registered += keys
         places = starts // cache.block_size
-        draft.crossed = Growth(rows.astype(np.int32), places.astype(np.int32), np.array(blocks, np.int32))
+        outline.crossed = Growth(rows.astype(np.int32), places.astype(np.int32), np.array(blocks, np.int32))
         running.capacity[short] = starts + cache.block_size
         return True
 
-    def _secure(self, place: int, start: int, upto: int, findable: int, draft: Draft) -> None:
+    def _secure(self, place: int, start: int, upto: int, findable: int, outline: Outline) -> None:
         """Blocks for one request's tokens up to `upto`, taken from others or, when it is last, given up."""
         request = self._books.running.requests[place]
-        if place in draft.preempted:
+        if place in outline.preempted:
             return
-        draft.registered += self._books.cache.register(
+        outline.registered += self._books.cache.register(
             request.tables, self._books.running.source(request), findable
         )
         while (fresh := self._books.cache.grow(request.tables, start, upto)) is None:
             victim = max(
-                (p for p in range(self._books.running.count) if p not in draft.preempted),
+                (p for p in range(self._books.running.count) if p not in outline.preempted),
                 key=lambda p: self._books.policy.key(self._books.running.requests[p]),
             )
-            draft.preempt(victim, self._books.preempt(victim))
+            outline.preempt(victim, self._books.preempt(victim))
             if victim == place:
                 return
-        for table, blocks, grown in zip(request.tables.blocks, fresh, draft.grown, strict=True):
+        for table, blocks, grown in zip(request.tables.blocks, fresh, outline.grown, strict=True):
             first = len(table) - len(blocks)
             for offset, block in enumerate(blocks):
                 grown.append((request.row, first + offset, block))
 
-    def _register_chunks(self, counts: Longs, draft: Draft) -> None:
+    def _register_chunks(self, counts: Longs, outline: Outline) -> None:
         """A chunk's blocks are findable from the plan on: the writer is launched no later than a reader."""
         running = self._books.running
         # Where one token is left, it is the newest: its block is registered when the next one is wanted.
@@ -212,21 +209,22 @@ class Planner:
         for place in chunks.nonzero()[0].tolist():
             request, start = running.requests[place], int(running.computed[place])
             upto = start + int(counts[place])
-            draft.registered += self._books.cache.register(request.tables, running.source(request), upto)
-            self._count_recomputed(request, start, upto, draft)
+            outline.registered += self._books.cache.register(request.tables, running.source(request), upto)
+            self._count_recomputed(request, start, upto, outline)
 
-    def _count_recomputed(self, request: Request, start: int, upto: int, draft: Draft) -> None:
+    def _count_recomputed(self, request: Request, start: int, upto: int, outline: Outline) -> None:
         again = max(0, min(upto, request.num_reached) - start)
         request.num_recomputed += again
-        draft.recomputed += again
+        outline.recomputed += again
 
-    def _admit(self, counts: Longs, draft: Draft) -> tuple[tuple[Addition, ...], Longs]:
+    def _admit(self, counts: Longs, outline: Outline) -> tuple[tuple[Addition, ...], Longs]:
         """Waiting requests, as long as there are budget, rows and blocks."""
         books, cache = self._books, self._books.cache
-        budget, at_once = draft.budget - int(counts.sum()), books.limits.long_prefill or draft.budget
+        budget = outline.budget - int(counts.sum()) - outline.num_drafts
+        at_once = books.limits.long_prefill or outline.budget
         admissions: list[Admission] = []
         try:
-            granted = self._choose(admissions, budget, at_once, draft)
+            granted = self._choose(admissions, budget, at_once, outline)
         except BaseException:  # whoever was taken off the queue goes back to it
             for admission in admissions:
                 cache.release(admission.request.tables, "preempted")
@@ -238,7 +236,7 @@ class Planner:
         additions = tuple(self._enter(admission) for admission in admissions)
         return additions, np.concatenate([counts, np.array(granted, np.int64)])
 
-    def _choose(self, admissions: list[Admission], budget: int, at_once: int, draft: Draft) -> list[int]:
+    def _choose(self, admissions: list[Admission], budget: int, at_once: int, outline: Outline) -> list[int]:
         """Fill `admissions` with whom there is room for; how many tokens each gets."""
         books, cache = self._books, self._books.cache
         granted: list[int] = []
@@ -256,9 +254,9 @@ class Planner:
             granted.append(count)
             budget -= count
             # At once, so that the next request of this very plan finds it.
-            draft.registered += cache.register(request.tables, request, hit.num_tokens + count)
+            outline.registered += cache.register(request.tables, request, hit.num_tokens + count)
             self._count_lookup(request, hit.num_tokens)
-            self._count_recomputed(request, hit.num_tokens, hit.num_tokens + count, draft)
+            self._count_recomputed(request, hit.num_tokens, hit.num_tokens + count, outline)
         return granted
 
     def _lookup(self, request: Request) -> Hit:
@@ -298,6 +296,8 @@ class Planner:
         if request.scoring:
             self._scoring[request] = request.num_scored
         request.state = State.RUNNING
+        if self._speculation is not None:
+            self._speculation.enter(request)
         resumed = request.times.scheduled is not None
         if not resumed:
             request.times.scheduled = now
@@ -332,12 +332,12 @@ class Planner:
         )
 
     def _compose(
-        self, counts: Longs, draft: Draft, additions: tuple[Addition, ...], steady: bool
+        self, counts: Longs, outline: Outline, additions: tuple[Addition, ...], steady: bool
     ) -> tuple[StepPlan, Longs | None]:
         """Advance the columns and write the plan down; also the places that sample, None for all."""
         running, n = self._books.running, self._books.running.count
         starts = running.computed.astype(np.int32)
-        places, scoring = None, None
+        places, scoring, part = None, None, None
         rows, granted, samples = running.rows, running.one_each, running.all_sample
         if steady:
             running.advance(self._ones[:n])
@@ -352,6 +352,9 @@ class Planner:
             running.length += yields
             self._steady = int((running.end - running.length).min()) if yields.all() else 0
             granted, samples = counts.astype(np.int32), yields
+            if outline.proposals is not None:
+                self._steady = 0
+                self._add_drafts(outline.proposals, granted)
             if not yields.all():
                 places = yields.nonzero()[0]
                 part = counts.nonzero()[0]
@@ -359,18 +362,20 @@ class Planner:
                     lines = np.searchsorted(part, scoring.lines).astype(np.int32)
                     scoring = scoring._replace(lines=lines)
                 rows, starts, granted, samples = rows[part], starts[part], granted[part], yields[part]
-        grown = (
-            (draft.crossed,)
-            if draft.crossed is not None
-            else tuple([_growth(group) for group in draft.grown])
-        )
         removed = self._books.take_removed()
         index = self._books.next_index()
         plan = StepPlan(
-            index, draft.budget, rows, starts, granted, samples, removed, additions, grown,
-            self._books.emit.logprobs, scoring,
+            index, outline.budget, rows, starts, granted, samples, removed, additions, outline.growth,
+            self._books.emit.logprobs, scoring, outline.drafts(part),
         )  # fmt: skip
         return plan, places
+
+    def _add_drafts(self, proposals: Proposals, granted: Ints) -> None:
+        """Whoever verifies computes them too, and is promised a token behind each; commit corrects it."""
+        running, counts = self._books.running, proposals.counts
+        running.computed[: len(counts)] += counts
+        running.length[: len(counts)] += counts
+        granted[: len(counts)] += counts.astype(np.int32)
 
     def _score(self, ends: Longs) -> Scoring | None:
         """Prompt tokens that chunks which end there tell of, by place; None where there are none."""
@@ -387,10 +392,3 @@ class Planner:
             if end == request.num_prompt_tokens:
                 del self._scoring[request]
         return Scoring(*np.array(sorted(found), np.int32).T) if found else None
-
-
-def _growth(grown: list[tuple[int, int, int]]) -> Growth:
-    if not grown:
-        return NO_GROWTH
-    rows, places, blocks = np.array(grown, np.int32).T
-    return Growth(rows, places, blocks)

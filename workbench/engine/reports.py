@@ -14,7 +14,7 @@ import numpy.typing as npt
 from workbench.engine.books import Books
 from workbench.engine.events import Followed, StepCommitted, StepPlanned
 from workbench.engine.flight import Flight
-from workbench.engine.plan import StepPlan
+from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 
@@ -62,6 +62,7 @@ def step_committed(
     requests: Sequence[Request],
     kept: list[int] | None,
     followed: tuple[Followed, ...],
+    accepted: Ints | None,
     began: float,
 ) -> StepCommitted:
     """A result as it was applied. `kept`: lines of the result that somebody took; None: all."""
@@ -84,11 +85,12 @@ def step_committed(
         overshoot=flight.overshoot,
         commit_s=now - began,
         followed=followed,
+        accepted=accepted,
     )
 
 
 def _arrays_of_plan(plan: StepPlan) -> Iterator[npt.NDArray[Any]]:
-    yield from (plan.rows, plan.starts, plan.counts, plan.samples, plan.removed)
+    yield from (plan.rows, plan.starts, plan.counts, plan.samples, plan.removed, *(plan.drafts or ()))
     for added in plan.added:
         yield from (added.token_ids, *added.blocks)
     for grown in plan.grown:
@@ -99,6 +101,8 @@ def _arrays_of_result(result: StepResult) -> Iterator[npt.NDArray[Any]]:
     yield from (result.rows, result.token_ids)
     if result.masked is not None:
         yield result.masked
+    if result.accepted is not None:
+        yield result.accepted
     for column in result.logprobs or ():
         if isinstance(column, np.ndarray):
             yield column

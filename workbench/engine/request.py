@@ -95,6 +95,8 @@ class Request:
     num_reached: int = 0  # tokens computed before its last preemption
     num_recomputed: int = 0  # tokens computed again after preemptions
     num_overshoot: int = 0  # tokens computed and dropped
+    num_accepted: int = 0  # drafts that became output
+    num_rejected: int = 0  # drafts that did not
 
     def __post_init__(self) -> None:
         self.token_ids = self.prompt_token_ids

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from workbench.engine.plan import Ints
+from workbench.engine.plan import Ints, StepPlan, within
 
 Floats = npt.NDArray[np.float32]
 
@@ -29,7 +29,7 @@ class Whole(NamedTuple):
 
 
 class LogprobColumns(NamedTuple):
-    """Log probabilities of one step, a line for each row that sampled.
+    """Log probabilities of one step, a line for each token that was sampled.
 
     `top_ids` is as wide as the largest request in the batch, or an observer, wants; each reads its first k.
     """
@@ -94,16 +94,45 @@ class Forced(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """The tokens of one step and the times at which it was launched and collected."""
+    """The tokens of one step and the times at which it was launched and collected.
+
+    Of m rows that sample, with e drafts to be verified: the first m tokens are a row's each, the others were
+    sampled behind the drafts (`StepPlan.yields`). Which of these stand, `accepted` says.
+    """
 
     index: int  # type: ignore[assignment]  # the plan's; shadows tuple.index, unused here
     rows: Ints  # [m]; plan.rows[plan.samples]
-    token_ids: Ints  # [m]
-    logprobs: LogprobColumns | None  # None when no row asked
+    token_ids: Ints  # [m + e]
+    logprobs: LogprobColumns | None  # of m + e lines; None when no row asked
     launch_s: float  # clock when the runner took the plan
     collect_s: float  # clock when the tokens were on the host
     device_s: float  # seconds the device computed
     scores: tuple[Scores, ...] = ()  # a chunk each, in the order of the plan's scoring
     failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
-    masked: Floats | None = None  # [m]; share of the vocabulary a grammar ruled out, NaN where there is none
+    masked: Floats | None = None  # [m + e]; share of the vocabulary a grammar ruled out, NaN where none does
     forced: tuple[Forced, ...] = ()  # of rows that no step in flight computes
+    accepted: Ints | None = None  # [s]; leading drafts of each of the plan's drafts' lines that stand
+
+
+def accepted_by(plan: StepPlan, token_ids: Ints, lost: Ints | None = None) -> Ints | None:
+    """[s]; how many of each line's drafts are what was sampled in their places, up to the first that is not.
+
+    Args:
+        token_ids: [m + e]; what the plan's step sampled.
+        lost: those of the m + e that count for nothing; nor does a draft ahead of one, so that the next step
+            samples there anew, and fails.
+    """
+    drafts = plan.drafts
+    if drafts is None:
+        return None
+    begins = np.cumsum(drafts.counts) - drafts.counts
+    m = len(token_ids) - len(drafts.token_ids)
+    rivals = np.roll(token_ids[m:], 1)  # behind a draft stands the next one's rival
+    rivals[begins] = token_ids[np.cumsum(plan.samples)[drafts.lines] - 1]
+    stand = rivals == drafts.token_ids
+    if lost is not None:
+        stand[lost[lost >= m] - m] = False
+    last = np.repeat(drafts.counts, drafts.counts)
+    reached = np.where(stand, last, within(drafts.counts))
+    accepted: Ints = np.minimum.reduceat(reached, begins).astype(np.int32)
+    return accepted

@@ -78,6 +78,7 @@ class Running:
         other._free_rows, other._columns = list(self._free_rows), self._columns.copy()
         other._stops, other._place_of_row = self._stops.copy(), self._place_of_row.copy()
         other._view()
+        other.version = self.version
         return other
 
     def _view(self) -> None:
@@ -190,6 +191,11 @@ class Running:
         self.cursor[place] += 1
         self.length[place] += 1
         self._unlooked = 0
+
+    def correct(self, places: Longs, drafted: Longs, accepted: Longs) -> None:
+        """Drafts were verified: of so many, so few stand. The first token behind them is not there yet."""
+        self.computed[places] -= drafted - accepted
+        self.length[places] -= drafted
 
     def retract(self, place: int) -> None:
         """Take back what followed last."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from workbench.cache.manager import CacheManager
 from workbench.engine.books import Books, Ending, Limits
 from workbench.engine.clock import Clock
+from workbench.engine.drafting import Speculation
 from workbench.engine.events import Emitter, Followed, StepFailed
 from workbench.engine.flight import Commit, Flight
 from workbench.engine.plan import Ints, StepPlan
@@ -17,6 +18,7 @@ from workbench.engine.preview import Preview, Waiting, preview, waiting_in
 from workbench.engine.reports import step_committed, step_planned
 from workbench.engine.request import Need, Request
 from workbench.engine.result import StepResult
+from workbench.engine.verified import Behind, Verified
 
 logger = logging.getLogger(__name__)
 
@@ -25,10 +27,17 @@ class Scheduler:
     """Owns the requests between arrival and end. `plan` and `commit` alternate, at most a few plans ahead."""
 
     def __init__(
-        self, limits: Limits, cache: CacheManager, policy: Policy, clock: Clock, emit: Emitter
+        self,
+        limits: Limits,
+        cache: CacheManager,
+        policy: Policy,
+        clock: Clock,
+        emit: Emitter,
+        speculation: Speculation | None = None,
     ) -> None:
         self._books = books = Books(limits, cache, policy, clock, emit)
-        self._planner = Planner(books)
+        self._planner = Planner(books, speculation)
+        self._speculation = speculation
         self._clock = clock
         self._emit = emit
         self.cache = cache
@@ -109,7 +118,7 @@ class Scheduler:
         began = self._clock()
         flight = self.flights.popleft()
         assert flight.plan.index == result.index, f"step {flight.plan.index} is due, got {result.index}"
-        running, places, token_ids = self.running, flight.places, result.token_ids
+        running, places, token_ids = self.running, flight.places, result.token_ids[: len(result.rows)]
         requests, kept = flight.requests, None
         for request in flight.keep_scores(result.scores):
             self._books.known_scores.keep(request)
@@ -121,6 +130,7 @@ class Scheduler:
                 requests = [requests[line] for line in kept]
                 token_ids, rows = token_ids[kept], rows[kept]
             places = running.places_of_rows(rows)
+        verified = Verified(self._books, flight, result) if flight.plan.drafts is not None else None
         lines = running.append(places, token_ids)
         self.counts.generation_tokens += len(token_ids)
         streamed: list[Request] = []
@@ -133,10 +143,42 @@ class Scheduler:
             if request.streams:
                 streamed.append(request)
         followed = self._follow(flight, result, ending) if result.forced else ()
+        accepted = None
+        if verified is not None:
+            kept = list(range(len(requests))) if kept is None else kept
+            behind = self._go_on(verified, result, ending, began)
+            requests, kept = [*requests, *behind.requests], [*kept, *behind.lines]
+            accepted = verified.settle(ending)
         if self._emit:
-            self._emit(step_committed(self._books, flight, result, requests, kept, followed, began))
+            self._emit(step_committed(self._books, flight, result, requests, kept, followed, accepted, began))
         self._books.retire(ending)
+        if self._speculation is not None:
+            self._speculation.committed(flight.plan, result, accepted)
+            for each in ending:
+                self._speculation.leave(each.request)
         return Commit(flight, requests, streamed, [each.request for each in ending])
+
+    def _go_on(self, verified: Verified, result: StepResult, ending: list[Ending], now: float) -> Behind:
+        """Requests take what was sampled behind the drafts that stand, up to a token that ends them."""
+        ended, behind = {each.request for each in ending}, Behind([], [])
+        for each in verified.lines:
+            if each.request in ended:
+                continue
+            place = self.running.place_of(each.request)
+            for line in range(each.extra, each.extra + each.accepted):
+                token_id = int(result.token_ids[line])
+                self.running.follow(place, token_id)
+                behind.requests.append(each.request)
+                behind.lines.append(line)
+                each.taken += 1
+                if each.request.watched:
+                    self._look(each.request, result, line, now)
+                if (end := self._end_of(each.request, token_id)) is not None:
+                    each.request.times.last_token = now
+                    ending.append(end)
+                    break
+        self.counts.generation_tokens += len(behind.lines)
+        return behind
 
     def _follow(self, flight: Flight, result: StepResult, ending: list[Ending]) -> tuple[Followed, ...]:
         """Requests take what their grammars force, up to a token that would end them: that one is sampled.

@@ -40,9 +40,9 @@ class Inputs(NamedTuple):
     positions: Tensor  # [T] int64
     places: tuple[Tensor, ...]  # per KV group [T * 2 * kv_heads] int64; where keys and values are written
     buckets: tuple[tuple[Bucket, ...], ...]  # per KV group
-    last: Tensor  # [m] int64; where in T each sampling row's last position is, in the plan's order
-    rows: Longs  # [m]; the batch rows that sample, in the plan's order
-    lengths: Longs  # [m]; their tokens before the new one
+    last: Tensor  # [m + e] int64; where in T is what predicts each token that is sampled, as the plan yields
+    rows: Longs  # [m + e]; the batch rows they are sampled for
+    lengths: Longs  # [m + e]; the tokens before each
     begins: Longs  # [n]; where in T each of the plan's lines begins
     steady: int  # steps in a row in which the rows with one token were these, each one token further on
 
@@ -92,6 +92,11 @@ class Batch:
                 table[added.row, len(blocks) :] = NULL_BLOCK
         for table, grown in zip(self._tables, plan.grown, strict=True):
             table[grown.rows, grown.places] = grown.blocks
+        if plan.drafts is not None:
+            rows, positions = plan.yields
+            behind = len(rows) - plan.num_drafts
+            token_ids = torch.tensor(plan.drafts.token_ids, device=self.device)
+            self.append(rows[behind:].astype(np.int64), positions[behind:].astype(np.int64) - 1, token_ids)
 
     def append(self, rows: Longs, lengths: Longs, token_ids: Tensor) -> None:
         """Write sampled tokens [m] where the next step reads them."""
@@ -116,7 +121,11 @@ class Batch:
         positions = np.arange(len(line)) - begins[line] + starts[line]
         places_of_lines = np.empty(len(rows), np.int64)
         places_of_lines[order] = begins
-        last = places_of_lines + plan.counts - 1
+        yields = plan.yields
+        sampling = plan.samples.nonzero()[0]
+        if plan.drafts is not None:
+            sampling = np.concatenate([sampling, plan.drafts.lines.repeat(plan.drafts.counts)])
+        last = (places_of_lines - plan.starts)[sampling] + yields.positions - 1
         place = (torch.from_numpy(rows[line]).to(self.device), torch.from_numpy(positions).to(self.device))
         places = tuple(
             make_places(self._slots(table, rows[line], positions), layout)
@@ -131,9 +140,9 @@ class Batch:
             positions=place[1],
             places=places,
             buckets=buckets,
-            last=torch.from_numpy(last[plan.samples]).to(self.device),
-            rows=plan.rows[plan.samples].astype(np.int64),
-            lengths=ends[plan.samples].astype(np.int64),
+            last=torch.from_numpy(last).to(self.device),
+            rows=yields.rows.astype(np.int64),
+            lengths=yields.positions.astype(np.int64),
             begins=places_of_lines,
             steady=self._count_steady(rows[counts == 1], starts[counts == 1]),
         )

@@ -8,17 +8,17 @@ grammars; nothing of backends or requests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from workbench.engine.plan import Addition, Ints, StepPlan
-from workbench.engine.result import Failure, Floats, Forced
+from workbench.engine.result import Failure, Floats, Forced, accepted_by
 from workbench.params import StructuredOutputsParams
 from workbench.runtime.batch import Longs
-from workbench.structured.grammar import CompiledGrammar, Matcher
+from workbench.structured.grammar import MOST_FORCED, CompiledGrammar, Matcher
 
 logger = logging.getLogger(__name__)
 
@@ -37,44 +37,71 @@ class Row:
     length: int = 0  # of the request, ahead of those
 
 
+class Held(NamedTuple):
+    """One row that samples under a constraint."""
+
+    row: int
+    matcher: Matcher
+    line: int  # of the tokens sampled: its first
+    number: int = -1  # which of the plan's drafts' lines; -1: none of its tokens are drafts
+    extra: int = 0  # the line of what is sampled behind its first draft
+    walked: int = 0  # leading drafts that the grammar allows; masks go no further
+
+
 @dataclass(slots=True)
 class Constrained:
     """The rows of a step that sample under a constraint."""
 
-    lines: Longs  # [k]; which of the rows that sample
+    plan: StepPlan
+    lines: Longs  # [k]; which of the tokens that are sampled
     rows: Longs  # [k]; batch rows
     bits: Ints  # [k, words]; bit i % 32 of word i // 32 is set: token i may come
-    matchers: tuple[Matcher, ...]
-    masked: Floats  # [m]; share of the vocabulary ruled out, NaN in rows without a constraint
+    held: tuple[Held, ...]
+    masked: Floats  # [m + e]; share of the vocabulary ruled out, NaN in rows without a constraint
     forced: tuple[Forced, ...]  # what comes behind a token that has no alternative
     refused: tuple[Failure, ...] | None = None  # None: the tokens have not been taken yet
+    accepted: Ints | None = None  # [s]; of the plan's drafts, those that stand
 
-    def take(self, token_ids: Ints) -> tuple[Failure, ...]:
-        """The step's tokens [m] are known: whoever comes first has the matchers take them.
+    def take(self, token_ids: Ints, lost: Ints | None = None) -> tuple[Failure, ...]:
+        """The step's tokens [m + e] are known: whoever comes first has the matchers take those that stand.
 
         Gives the rows whose token the grammar refuses, which cannot go on: other options of the request left
-        none that it allows.
+        none that it allows. Behind a draft, that is left to the next step, whose first token it will be.
         """
         if self.refused is None:
-            drawn = zip(self.matchers, self.rows.tolist(), token_ids[self.lines].tolist(), strict=True)
-            refused = [row for matcher, row, token_id in drawn if not matcher.accept(token_id)]
+            self.accepted = accepted_by(self.plan, token_ids, lost)
+            refused = [held.row for held in self.held if not self._take(held, token_ids)]
             self.refused = tuple([Failure(row, _NO_WAY_ON) for row in refused])
         return self.refused
 
+    def _take(self, held: Held, token_ids: Ints) -> bool:
+        if not held.matcher.accept(int(token_ids[held.line])):
+            return False
+        if self.accepted is not None and held.number >= 0:
+            most = min(int(self.accepted[held.number]), held.walked)
+            behind = token_ids[held.extra : held.extra + most].tolist()
+            taken = next((i for i, token_id in enumerate(behind) if not held.matcher.accept(token_id)), most)
+            self.accepted[held.number] = taken
+        return True
+
 
 class Outcome(NamedTuple):
-    """What a result says of constrained rows."""
+    """What a result says of drafts, and of constrained rows."""
 
     refused: tuple[Failure, ...] = ()
     masked: Floats | None = None
     forced: tuple[Forced, ...] = ()
+    accepted: Ints | None = None
 
 
-def outcome(constrained: Constrained | None, token_ids: Ints) -> Outcome:
-    """Of a step's tokens [m], which are known now."""
+def outcome(
+    plan: StepPlan, constrained: Constrained | None, token_ids: Ints, lost: Ints | None = None
+) -> Outcome:
+    """Of a step's tokens [m + e], which are known now; `lost`: lines that could not be sampled."""
     if constrained is None:
-        return Outcome()
-    return Outcome(constrained.take(token_ids), constrained.masked, constrained.forced)
+        return Outcome(accepted=accepted_by(plan, token_ids, lost))
+    refused = constrained.take(token_ids, lost)
+    return Outcome(refused, constrained.masked, constrained.forced, constrained.accepted)
 
 
 class Constraints:
@@ -119,25 +146,34 @@ class Constraints:
         """
         if not self._rows:
             return None
-        sampling = plan.rows[plan.samples].tolist()
-        found = [(line, row) for line, row in enumerate(sampling) if row in self._rows]
-        if not found:
+        yields, heads = plan.yields, int(plan.samples.sum())
+        mine = [(line, row) for line, row in enumerate(yields.rows.tolist()) if row in self._rows]
+        if not mine:
             return None
-        lines, rows = np.array(found, np.int64).T
-        lengths = (plan.starts + plan.counts)[plan.samples][lines].tolist()
-        states = [self._rows[row] for _, row in found]
-        bits = np.empty((len(found), -(-self._vocab_size // 32)), np.int32)
-        for line, state, length in zip(bits, states, lengths, strict=True):
-            _catch_up(state, length)
-            _fill(state.matcher, line)
+        lines, rows = np.array(mine, np.int64).T
+        place_of = {line: place for place, line in enumerate(lines.tolist())}
+        bits = np.empty((len(mine), -(-self._vocab_size // 32)), np.int32)
+        drafts = _drafts_of(plan, heads)
+        held = []
+        for line, row in mine[: int((lines < heads).sum())]:
+            state = self._rows[row]
+            _catch_up(state, int(yields.positions[line]))
+            _fill(state.matcher, bits[place_of[line]])
+            held.append(Held(row, state.matcher, line))
+            if row in drafts:
+                number, extra, token_ids = drafts[row]
+                place = place_of[extra]
+                walked = _walk(state.matcher, token_ids, bits[place : place + len(token_ids)])
+                held[-1] = Held(row, state.matcher, line, number, extra, walked)
         allowed = np.bitwise_count(bits.view(np.uint32)).sum(1)
-        masked = np.full(len(sampling), np.nan, np.float32)
+        masked = np.full(len(yields.rows), np.nan, np.float32)
         masked[lines] = 1.0 - np.minimum(allowed / self._vocab_size, 1.0)
         forced: tuple[Forced, ...] = ()
         if self._least_forced is not None and not plan.logprobs:  # an observer may want to see the logits
-            ends = dict(zip(rows.tolist(), lengths, strict=True))
-            forced = self._force(rows[allowed == 1].tolist(), ends, self._least_forced)
-        return Constrained(lines, rows, bits, tuple([state.matcher for state in states]), masked, forced)
+            ends = {row: int(yields.positions[line]) for line, row in mine if line < heads}
+            sole = [each.row for each in held if each.number < 0 and allowed[place_of[each.line]] == 1]
+            forced = self._force(sole, ends, self._least_forced)
+        return Constrained(plan, lines, rows, bits, tuple(held), masked, forced)
 
     def _force(self, rows: list[int], lengths: dict[int, int], least: int) -> tuple[Forced, ...]:
         """What has to come behind the next token of rows that leave no choice of it."""
@@ -156,6 +192,37 @@ def _catch_up(state: Row, length: int) -> None:
     for token_id in state.ahead[: max(0, length - state.length)]:
         assert state.matcher.accept(token_id), "a grammar refuses what it forced"
     state.ahead = []
+
+
+class _Drafts(NamedTuple):
+    number: int  # which of the plan's drafts' lines
+    extra: int  # line of what is sampled behind the first
+    token_ids: list[int]
+
+
+def _drafts_of(plan: StepPlan, heads: int) -> dict[int, _Drafts]:
+    """By batch row; `heads`: tokens that are sampled behind none of them."""
+    if plan.drafts is None:
+        return {}
+    lines, counts, token_ids = plan.drafts
+    found, begin = {}, 0
+    for number, (row, count) in enumerate(zip(plan.rows[lines].tolist(), counts.tolist(), strict=True)):
+        found[row] = _Drafts(number, heads + begin, token_ids[begin : begin + count].tolist())
+        begin += count
+    return found
+
+
+def _walk(matcher: Matcher, token_ids: Sequence[int], bits: Ints) -> int:
+    """Masks behind each draft, as far as the grammar allows them; what lies behind that never counts."""
+    bits.fill(-1)
+    walked = 0
+    for token_id, row in zip(token_ids[:MOST_FORCED], bits, strict=False):
+        if not matcher.accept(token_id):
+            break
+        _fill(matcher, row)
+        walked += 1
+    matcher.rollback(walked)
+    return walked
 
 
 def _fill(matcher: Matcher, row: Ints) -> None:

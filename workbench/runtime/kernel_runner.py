@@ -78,8 +78,7 @@ NOTHING = Told()
 class KernelTicket(NamedTuple):
     """A step that was launched."""
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, unused here
-    rows: Ints
+    plan: StepPlan
     token_ids: Tensor  # [m] int64, host; good once `done` has happened
     told: Told  # on the host; good then too
     launch_s: float
@@ -131,8 +130,7 @@ class KernelRunner:
         told = self._run(plan, sampling).moved(pinned.download)
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
-        rows = plan.rows[plan.samples]
-        self._last = KernelTicket(plan.index, rows, token_ids, told, began, begun, done)
+        self._last = KernelTicket(plan, token_ids, told, began, begun, done)
         return self._last
 
     def _run(self, plan: StepPlan, sampling: int) -> Told:
@@ -248,10 +246,11 @@ class KernelRunner:
         if told.scoring is not None and told.scored is not None:
             scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
-        refused, masked, forced = outcome(told.constrained, token_ids)
+        plan = ticket.plan
+        refused, masked, forced, accepted = outcome(plan, told.constrained, token_ids)
         return StepResult(
-            ticket.index, ticket.rows, token_ids, columns, ticket.launch_s, self._clock(), device_s,
-            scores, (*told.failed, *refused), masked, forced,
+            plan.index, plan.rows[plan.samples], token_ids, columns, ticket.launch_s, self._clock(), device_s,
+            scores, (*told.failed, *refused), masked, forced, accepted,
         )  # fmt: skip
 
     def warm(self, plans: Iterable[StepPlan]) -> None:

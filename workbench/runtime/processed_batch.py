@@ -1,5 +1,8 @@
 """The rows of a step that sample as logits processors see them: dense, and told by their differences.
 
+What is sampled behind a draft is a request of its own to them, whose output holds the drafts; it is there for
+one step, as a request is that was preempted.
+
 Knows who sat where in the step before; nothing of logits, nor of what processors do.
 """
 
@@ -36,27 +39,41 @@ class ProcessedBatch:
     def follow(
         self, asked: Sequence[Addition], rows: Longs, lengths: Longs, tokens: Tensor
     ) -> BatchUpdate | None:
-        """The next step's rows, with everybody's newest token read; None: they are those before.
+        """The next step's rows, with everybody's newest tokens read; None: they are those before.
 
         Args:
             asked: who they are. rows, lengths: [m]; their batch rows, and the tokens each has so far.
             tokens: [max_rows, max_length] int32, device. To read from it is to wait for the step before.
         """
         newest = tokens[rows.tolist(), (lengths - 1).tolist()].tolist()
-        known = [self._grown(*each) for each in zip(asked, lengths.tolist(), newest, strict=True)]
-        before, self._present = self._present, list(asked)
-        if len(before) == len(asked) and all(a is b for a, b in zip(before, asked, strict=True)):
+        known: list[_Tokens] = []
+        seen: set[int] = set()
+        for line, (addition, row, length) in enumerate(
+            zip(asked, rows.tolist(), lengths.tolist(), strict=True)
+        ):
+            if row in seen:
+                whole = tokens[row, :length].tolist()
+                prompt, copy = addition.num_prompt_tokens, addition._replace()  # who is somebody else
+                known.append(_Tokens(copy, whole[:prompt], whole[prompt:]))
+            else:
+                known.append(self._grown(addition, length, newest[line], tokens[row]))
+            seen.add(row)
+        before, self._present = self._present, [each.addition for each in known]
+        if len(before) == len(known) and all(a is b for a, b in zip(before, self._present, strict=True)):
             return None
         return _difference(before, known)
 
-    def _grown(self, addition: Addition, length: int, newest: int) -> _Tokens:
+    def _grown(self, addition: Addition, length: int, newest: int, tokens: Tensor) -> _Tokens:
         known = self._tokens.get(addition.row)
         if known is None or known.addition is not addition:
             ids, prompt = addition.token_ids.tolist(), addition.num_prompt_tokens
             known = self._tokens[addition.row] = _Tokens(addition, ids[:prompt], ids[prompt:])
-        if len(known.prompt) + len(known.output) < length:
+        have = len(known.prompt) + len(known.output)
+        if have == length - 1:
             known.output.append(newest)
-        assert len(known.prompt) + len(known.output) == length, "a token came unseen"
+        else:
+            known.output.extend(tokens[have:length].tolist())
+        assert len(known.prompt) + len(known.output) == length, "processors know more tokens than there are"
         return known
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.engine.plan import Addition
+from workbench.engine.plan import Addition, Ints
 from workbench.engine.result import Failure
 from workbench.logits_processors import BatchUpdate, RowsFailed
 from workbench.runtime.batch import Longs
@@ -21,6 +22,13 @@ from workbench.runtime.processed_batch import ProcessedBatch
 logger = logging.getLogger(__name__)
 
 SPOILT = "it left NaN, an infinite logit or no token at all to sample"
+
+
+class Failures(NamedTuple):
+    """Whom processors failed."""
+
+    rows: tuple[Failure, ...]  # at their first line: what is sampled behind a draft may never count
+    lines: Ints | None  # all of them; None: there are none
 
 
 class Processors:
@@ -73,9 +81,15 @@ class Passage:
         """Through the others, once the temperature has been applied; `lines`: those that are not greedy."""
         return self._through(self._invariant, logits, lines)
 
-    def failures(self, rows: Longs) -> tuple[Failure, ...]:
-        """Those of the batch rows [m] that failed on the way."""
-        return tuple([Failure(int(rows[line]), why) for line, why in sorted(self._failed.items())])
+    def failures(self, rows: Longs) -> Failures:
+        """Those of the lines, which are of the batch rows [m], that failed on the way."""
+        if not self._failed:
+            return Failures((), None)
+        firsts = {row: line for line, row in reversed([*enumerate(rows.tolist())])}
+        failed = [
+            Failure(row, self._failed[line]) for row, line in sorted(firsts.items()) if line in self._failed
+        ]
+        return Failures(tuple(failed), np.array(sorted(self._failed), np.int32))
 
     def _through(self, processors: Sequence[Any], logits: Tensor, lines: Sequence[int]) -> Tensor:
         """`lines`: whose tokens this decides, and whom a failure concerns."""

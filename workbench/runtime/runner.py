@@ -28,8 +28,7 @@ from workbench.runtime.scoring import Scored, score, scored_by, to_scores
 class Ticket(NamedTuple):
     """A step that was launched; its tokens are on the device."""
 
-    index: int  # type: ignore[assignment]  # shadows tuple.index, unused here
-    rows: Ints
+    plan: StepPlan
     sampled: Sampled
     scores: tuple[Scores, ...]
     launch_s: float
@@ -91,14 +90,14 @@ class TorchRunner:
             self._batch.follow(constrained.forced)
         scores = () if scored is None else self._score(hidden[count:], scored)
         ended = self._clock()
-        rows = plan.rows[plan.samples]
-        self._last = Ticket(plan.index, rows, sampled, scores, began, ended - began, constrained)
+        self._last = Ticket(plan, sampled, scores, began, ended - began, constrained)
         return self._last
 
     def _take_last(self) -> None:
         """What the step before drew under a constraint, for the next mask."""
         if self._last is not None and self._last.constrained is not None:
-            self._last.constrained.take(_on_host(self._last.sampled.token_ids))
+            sampled = self._last.sampled
+            self._last.constrained.take(_on_host(sampled.token_ids), sampled.lost)
 
     def _score(self, hidden: Tensor, scored: Scored) -> tuple[Scores, ...]:
         """`hidden` [t, hidden]: of what predicts the prompt tokens that are told of."""
@@ -117,7 +116,7 @@ class TorchRunner:
         logprobs: int,
         constrained: Constrained | None,
     ) -> Sampled:
-        """`hidden` [m, hidden]: of the last token of each of `rows` [m]."""
+        """`hidden` [m + e, hidden]: of what predicts each token, which are sampled for `rows` [m + e]."""
         if not len(rows):
             return Sampled(torch.empty(0, dtype=torch.int64))
         logits = self._model.logits(hidden)
@@ -133,11 +132,12 @@ class TorchRunner:
         token_ids = _on_host(ticket.sampled.token_ids)
         columns, wanted = ticket.sampled.logprobs, ticket.sampled.wanted
         logprobs = None if columns is None or wanted is None else to_columns(columns, wanted)
-        refused, masked, forced = outcome(ticket.constrained, token_ids)
+        plan, sampled = ticket.plan, ticket.sampled
+        refused, masked, forced, accepted = outcome(plan, ticket.constrained, token_ids, sampled.lost)
         now = self._clock()
         return StepResult(
-            ticket.index, ticket.rows, token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
-            ticket.scores, (*ticket.sampled.failed, *refused), masked, forced,
+            plan.index, plan.rows[plan.samples], token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
+            ticket.scores, (*sampled.failed, *refused), masked, forced, accepted,
         )  # fmt: skip
 
     def reset(self) -> None:

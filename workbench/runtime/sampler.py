@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.engine.plan import Addition
+from workbench.engine.plan import Addition, Ints
 from workbench.engine.result import Failure
 from workbench.kernels.logprobs.reference import logprobs as logprobs_of
 from workbench.kernels.sample.reference import GREEDY_BELOW, Options, draw, shape_logits
@@ -30,10 +30,11 @@ NEVER = float("-inf")
 
 
 class Sampled(NamedTuple):
-    token_ids: Tensor  # [m] int64, device
+    token_ids: Tensor  # [m + e] int64, device
     logprobs: Columns | None = None  # device; None when nobody wants any
     wanted: Wanted | None = None  # what the logprobs are
     failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
+    lost: Ints | None = None  # lines that could not be sampled; None: there are none
 
 
 class Sampler:
@@ -53,10 +54,11 @@ class Sampler:
         logprobs: int = 0,
         constrained: Constrained | None = None,
     ) -> Sampled:
-        """One token for each row of `logits` [m, vocab].
+        """One token for each line of `logits` [m, vocab].
 
         Args:
-            rows: [m]; batch rows. lengths: [m]; the tokens each has so far.
+            rows: [m]; batch rows: each once, then again for what is sampled behind its drafts.
+            lengths: [m]; the tokens that each is sampled behind.
             additions: what is known of each batch row.
             tokens: [max_rows, max_length] int32, device; the rows' tokens.
             logprobs: top logprobs wanted of every row, whatever it asked; 0: none.
@@ -77,12 +79,12 @@ class Sampler:
             options = _options(asked, lengths, logits.device)
             shaped = shape_logits(*_heated(logits, options, passage))
             chosen = draw(shaped, options)
-        failed = () if passage is None else passage.failures(rows)
+        failed, lost = ((), None) if passage is None else passage.failures(rows)
         if wanted is None:
-            return Sampled(chosen, failed=failed)
+            return Sampled(chosen, failed=failed, lost=lost)
         source = raw if self.mode.startswith("raw") else shaped
         columns = read(source, chosen, wanted, logprobs_of, as_logits=self.mode.endswith("logits"))
-        return Sampled(chosen, columns, wanted, failed)
+        return Sampled(chosen, columns, wanted, failed, lost)
 
 
 def _options(asked: list[Addition], lengths: Longs, device: torch.device) -> Options:

@@ -48,9 +48,10 @@ from workbench.engine.events import (
 )
 from workbench.engine.policies import POLICIES, Policy, policy_named
 from workbench.engine.request import Request, State
-from workbench.engine.result import Failure, Forced, StepResult
+from workbench.engine.result import Failure, Forced, StepResult, accepted_by
 from workbench.engine.scheduler import Scheduler
 from workbench.errors import check_names
+from workbench.sim.redrafting import Redrafting
 from workbench.sim.scripts import Recorded, Script, scripts_of
 from workbench.trace import Trace
 
@@ -176,7 +177,8 @@ class _Player:
         self._emit = Emitter()
         self.trace = Trace(None)
         self._emit.add(self.trace.observer)
-        self.scheduler = _scheduler(settings, lambda: self._now, self._emit)
+        drafts = Redrafting(lambda request, length: self._script_of[request].drafts.get(length, []))
+        self.scheduler = _scheduler(settings, lambda: self._now, self._emit, drafts)
 
     def play(self, events: Sequence[Event]) -> None:
         for place, event in enumerate(events):
@@ -249,22 +251,28 @@ class _Player:
         flight = self.scheduler.flights[0]
         plan = flight.plan
         requests = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
-        rows = plan.rows[plan.samples]
-        positions = (plan.starts + plan.counts)[plan.samples]
+        rows, positions = plan.yields
         asked = [
             (row, self._script_of[requests[row]], position - requests[row].num_prompt_tokens)
             for row, position in zip(rows.tolist(), positions.tolist(), strict=True)
         ]
         tokens = np.array([script.token_at(place) for _, script, place in asked], np.int32)
-        failures = [(row, script.failure_at(place)) for row, script, place in asked]
-        failed = tuple([Failure(row, why) for row, why in failures if why is not None])
-        forced = [] if len(self.scheduler.flights) > 1 else _follows(asked, positions.tolist())
+        whys = [script.failure_at(place) for _, script, place in asked]
+        accepted = accepted_by(
+            plan, tokens, np.flatnonzero([why is not None for why in whys]).astype(np.int32)
+        )
+        first = asked[: len(rows) - plan.num_drafts]
+        failed = [Failure(row, why) for (row, _, _), why in zip(first, whys, strict=False) if why is not None]
+        forced = [] if len(self.scheduler.flights) > 1 else _follows(first, positions.tolist())
         times = (self._now, self._now, 0.0)
         if recorded is not None:
             times = (recorded.result.launch_s, recorded.result.collect_s, recorded.result.device_s)
         self.scheduler.commit(
-            StepResult(plan.index, rows, tokens, None, *times, failed=failed, forced=tuple(forced))
-        )
+            StepResult(
+                plan.index, rows[: len(first)], tokens, None, *times,
+                failed=tuple(failed), forced=tuple(forced), accepted=accepted,
+            )
+        )  # fmt: skip
 
     def _fail(self, event: StepFailed, later: Sequence[Event]) -> None:
         if not self.scheduler.flights:
@@ -288,7 +296,7 @@ class _Player:
 def _follows(asked: Sequence[tuple[int, Script, int]], positions: Sequence[int]) -> list[Forced]:
     """What came unsampled behind the tokens that are due."""
     forced = []
-    for (row, script, place), position in zip(asked, positions, strict=True):
+    for (row, script, place), position in zip(asked, positions, strict=False):
         if count := script.follows.get(place + 1):
             token_ids = script.token_ids[place + 1 : place + 1 + count]
             forced.append(Forced(row, position + 1, np.array(token_ids, np.int32)))
@@ -306,10 +314,10 @@ def _ended(later: Sequence[Event]) -> set[str]:
     return ended
 
 
-def _scheduler(s: Settings, clock: Clock, emit: Emitter) -> Scheduler:
+def _scheduler(s: Settings, clock: Clock, emit: Emitter, drafts: Redrafting) -> Scheduler:
     digest = hash_function(s.prefix_caching_hash_algo)
     groups = tuple(KVGroup((layer,), window) for layer, window in enumerate(s.kv_windows))
     pool = BlockPool(s.num_blocks)
     cache = CacheManager(pool, groups, s.block_size, digest, caching=s.enable_prefix_caching)
     limits = Limits(s.max_num_batched_tokens, s.max_num_seqs, s.max_model_len, s.long_prefill_token_threshold)
-    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit)
+    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit, drafts)

@@ -12,6 +12,7 @@ from workbench.engine.events import Event, RequestArrived, RequestFinished, Step
 from workbench.engine.request import Request, StopCheck, Times
 from workbench.engine.scheduler import Scheduler
 from workbench.params import SamplingParams
+from workbench.sim.redrafting import drafts_of
 
 
 class Recorded:
@@ -36,6 +37,7 @@ class Script:
     score_from: int = 0
     token_ids: list[int] = field(default_factory=list)  # generated
     follows: dict[int, int] = field(default_factory=dict)  # place -> tokens from there on that nobody sampled
+    drafts: dict[int, list[int]] = field(default_factory=dict)  # length -> what was drafted behind it
     finished: RequestFinished | None = None
 
     def request(self, scheduler: Scheduler, now: float) -> Request:
@@ -105,6 +107,8 @@ def scripts_of(events: Sequence[Event]) -> list[Script]:
                     script.params, script.seed = added.params, added.seed
                     script.score_from = added.score_from
                     script.eos_token_ids = tuple(added.eos_token_ids)
+                for name, length, drafts in drafts_of(event):
+                    latest[name].drafts[length] = drafts
             case StepCommitted():
                 for name, token_id in zip(event.request_ids, event.token_ids.tolist(), strict=True):
                     latest[name].token_ids.append(token_id)

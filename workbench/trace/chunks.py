@@ -32,6 +32,9 @@ class Chunks:
     cached: Longs  # found at an admission in this step; 0 elsewhere
     recomputed: Longs
     decode: Longs
+    draft: Longs  # of decode
+    accepted: Longs  # of draft
+    rejected: Longs  # of draft; those of a dropped chunk are neither
 
 
 class Reached:
@@ -67,8 +70,10 @@ def chunks_of(facts: Facts, reached_before: Reached) -> Chunks:
     start = _join(facts.steps, lambda s: s.planned.plan.starts)
     count = _join(facts.steps, lambda s: s.planned.plan.counts)
     dropped = _join(facts.steps, StepFacts.dropped).astype(np.bool_)
+    draft, accepted = _join(facts.steps, StepFacts.drafts), _join(facts.steps, StepFacts.accepted)
+    rejected = np.where(dropped, 0, draft - accepted)
     admitted, cached, beyond = _admissions(facts, step, request)
-    came = np.where(dropped, np.where(admitted, start, 0), start + count)
+    came = np.where(dropped, np.where(admitted, start, 0), start + count - rejected)
     reached = reached_before.pass_by(request, came)
     prompt = np.array([len(r.prompt_token_ids) for r in facts.requests], np.int64)[request]
     # [start, reached)  computed before;  [start, prompt)  prefill;  [max(prompt, reached), end)  decode
@@ -85,6 +90,9 @@ def chunks_of(facts: Facts, reached_before: Reached) -> Chunks:
         cached=cached,
         recomputed=again - beyond,
         decode=np.clip(start + count - np.maximum(start, new), 0, None),
+        draft=draft,
+        accepted=accepted,
+        rejected=rejected,
     )
 
 

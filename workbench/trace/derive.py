@@ -69,7 +69,9 @@ def step_table(facts: Facts, chunks: Chunks, collected_before: float = NAN) -> T
         "scheduled": scheduled,
         "prefill": scheduled - decode,
         "decode": decode,
-        "draft": np.zeros(size, np.int64),
+        "draft": sum_by(chunks.step, chunks.draft, size),
+        "accepted": sum_by(chunks.step, chunks.accepted, size),
+        "rejected": sum_by(chunks.step, chunks.rejected, size),
         "recomputed": sum_by(chunks.step, chunks.recomputed, size),
         "overshoot": sum_by(chunks.step, chunks.count * chunks.dropped, size),
         "cached": sum_by(chunks.step, chunks.cached, size),
@@ -106,6 +108,9 @@ def step_request_table(facts: Facts, chunks: Chunks) -> Table:
             "scheduled": chunks.count,
             "prefill": chunks.count - chunks.decode,
             "decode": chunks.decode,
+            "draft": chunks.draft,
+            "accepted": chunks.accepted,
+            "rejected": chunks.rejected,
             "recomputed": chunks.recomputed,
             "cached": chunks.cached,
             "samples": chunks.samples,
@@ -137,7 +142,8 @@ def request_table(facts: Facts, tally: Tally, decode: Decode | None) -> Table:
         "recomputed_tokens": tally.recomputed,
         "overshoot_tokens": tally.overshoot,
         "preemptions": [r.preemptions for r in requests],
-        "accepted_drafts": np.zeros(size, np.int64),
+        "accepted_drafts": tally.accepted,
+        "rejected_drafts": tally.rejected,
         "queue_s": scheduled - arrived,
         "grammar_s": np.array([_stood_aside(request) for request in requests], np.float64),
         "ttft_s": first - arrived,
@@ -235,6 +241,7 @@ def _runs(facts: Facts, steps: Table, requests: Table, dropped_steps: int, versi
         "scheduled_tokens": [steps["scheduled"].sum()],
         "overshoot_tokens": [steps["overshoot"].sum()],
         "recomputed_tokens": [steps["recomputed"].sum()],
+        "rejected_tokens": [steps["rejected"].sum()],
     }
     for name in ("prompt_tokens", "cached_tokens", "preemptions"):
         columns[name] = [requests[name].sum()]

@@ -87,12 +87,32 @@ class StepFacts:
             return "failed"
         return "committed" if self.committed else "in flight"
 
+    @property
+    def _num_first(self) -> int:
+        """Requests that took a token."""
+        accepted = self.committed.accepted if self.committed else None
+        return len(self.takers) - (0 if accepted is None else int(accepted.sum()))
+
+    def drafts(self) -> Longs:
+        """[n]; drafts that each row verifies."""
+        return self._spread(None if self.planned.plan.drafts is None else self.planned.plan.drafts.counts)
+
+    def accepted(self) -> Longs:
+        """[n]; of them, those that the row's request went on from."""
+        return self._spread(None if self.committed is None or self.failed else self.committed.accepted)
+
+    def _spread(self, counts: npt.NDArray[np.int32] | None) -> Longs:
+        spread, drafts = np.zeros(len(self.requests), np.int64), self.planned.plan.drafts
+        if drafts is not None and counts is not None:
+            spread[drafts.lines] = counts
+        return spread
+
     def dropped(self) -> npt.NDArray[np.bool_]:
         """[n]; rows whose outcome nobody took."""
         samples = self.planned.plan.samples
         if self.failed:
             return np.ones(len(samples), np.bool_)
-        if self.committed and not self.lost and len(self.takers) == samples.sum():
+        if self.committed and not self.lost and self._num_first == samples.sum():
             return np.zeros(len(samples), np.bool_)  # which is what most steps are
         lost = np.isin(self.requests, list(self.lost)) if self.lost else np.zeros(len(samples), np.bool_)
         if self.committed is None:

@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.engine.events import StepCommitted
+from workbench.engine.plan import StepPlan, within
 from workbench.trace.facts import NAN, NO_LOGPROBS, NONE, Facts, Longs, StepFacts
 from workbench.trace.schema import Table, complete
 
 Floats = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
+Bools = npt.NDArray[np.bool_]
 Decode = Callable[[list[int]], str]
 
 
@@ -28,7 +30,9 @@ class Picks:
     token_id: Longs
     position: Longs
     at: Floats  # clock reading
-    forced: npt.NDArray[np.bool_]  # taken unsampled
+    drafted: Bools  # a draft stood in its place
+    accepted: Bools  # and was it, and the request went on from it
+    forced: Bools  # taken unsampled
     masked: Floats
     logprob: Floats
     rank: Floats
@@ -43,7 +47,9 @@ class _Taken(NamedTuple):
     request: Longs
     token_id: Longs
     position: Longs
-    forced: npt.NDArray[np.bool_]
+    drafted: Bools
+    accepted: Bools
+    forced: Bools
     masked: Floats
 
 
@@ -66,14 +72,14 @@ def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
     """The tokens of all steps that were committed; without `likelihoods`, as if nobody had asked for them."""
     done = [(step, step.committed) for step in facts.steps if step.committed is not None]
     if not done:
-        times, texts = np.empty(0, np.float64), np.empty(0, np.object_)
-        return Picks(
-            NONE, NONE, NONE, NONE, times, times.astype(bool), times, times, times, times, texts, texts
-        )
+        times, texts, never = np.empty(0, np.float64), np.empty(0, np.object_), np.empty(0, np.bool_)
+        numbers = (times, times, times, times, texts, texts)
+        return Picks(NONE, NONE, NONE, NONE, times, never, never, never, *numbers)
     taken = [_taken(step, event) for step, event in done]
     sizes = [len(each.request) for each in taken]
     asked = np.array([request.logprobs for request in facts.requests], np.int64)
-    request, token_id, position, forced, masked = map(np.concatenate, zip(*taken, strict=True))
+    columns = map(np.concatenate, zip(*taken, strict=True))
+    request, token_id, position, drafted, accepted, forced, masked = columns
     found = _Likelihoods.unknown(sum(sizes))
     begins = (np.cumsum(sizes) - sizes).tolist()
     for (step, event), begin in zip(done, begins, strict=True):
@@ -86,6 +92,8 @@ def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
         token_id,
         position,
         np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
+        drafted,
+        accepted,
         forced,
         masked,
         *found,
@@ -95,9 +103,10 @@ def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
 def _taken(step: StepFacts, event: StepCommitted) -> _Taken:
     result, size = event.result, len(event.taken)
     masked = np.full(size, NAN) if result.masked is None else result.masked[event.taken].astype(np.float64)
+    plan = step.planned.plan
     taken = _Taken(
-        step.takers, event.token_ids.astype(np.int64), _positions(step, event).astype(np.int64),
-        np.zeros(size, np.bool_), masked,
+        step.takers, event.token_ids.astype(np.int64), plan.yields.positions[event.taken].astype(np.int64),
+        *_verified(plan, event), np.zeros(size, np.bool_), masked,
     )  # fmt: skip
     if not event.followed:
         return taken
@@ -110,17 +119,29 @@ def _taken(step: StepFacts, event: StepCommitted) -> _Taken:
         np.repeat(step.followers, counts),
         np.concatenate([each.token_ids for each in event.followed]).astype(np.int64),
         np.repeat(taken.position[lines], counts) + behind,
+        np.zeros(sum(counts), np.bool_),
+        np.zeros(sum(counts), np.bool_),
         np.ones(sum(counts), np.bool_),
         np.repeat(masked[lines], counts),
     )
     return _Taken(*(np.concatenate(pair) for pair in zip(taken, followed, strict=True)))
 
 
-def _positions(step: StepFacts, event: StepCommitted) -> npt.NDArray[np.int32]:
-    """Where the tokens stand in their requests: behind what the step computed."""
-    plan = step.planned.plan
-    ends: npt.NDArray[np.int32] = (plan.starts + plan.counts)[plan.samples][event.taken]
-    return ends
+def _verified(plan: StepPlan, event: StepCommitted) -> tuple[Bools, Bools]:
+    """Of the tokens taken, in whose place a draft stood, and for whom it did."""
+    drafted, accepted = np.zeros((2, len(event.result.token_ids)), np.bool_)
+    if plan.drafts is not None and event.accepted is not None:
+        lines, counts, _ = plan.drafts
+        first = np.cumsum(plan.samples)[lines] - 1
+        drafted[first], accepted[first] = True, event.accepted > 0
+        # What is sampled behind draft i stands in the place of draft i + 1.
+        number = within(counts) + 1
+        behind = len(drafted) - plan.num_drafts
+        drafted[behind:], accepted[behind:] = (
+            number < counts.repeat(counts),
+            number < event.accepted.repeat(counts),
+        )
+    return drafted[event.taken], accepted[event.taken]
 
 
 def _fill(found: _Likelihoods, event: StepCommitted, asked: Longs, watched: int) -> None:
@@ -146,7 +167,6 @@ def token_table(facts: Facts, picks: Picks, decode: Decode | None) -> Table:
     """A line a token."""
     prompts = np.array([len(r.prompt_token_ids) for r in facts.requests], np.int64)
     texts = {token_id: text_of([token_id], decode) for token_id in np.unique(picks.token_id).tolist()}
-    size = len(picks.request)
     return complete(
         "tokens",
         {
@@ -157,8 +177,8 @@ def token_table(facts: Facts, picks: Picks, decode: Decode | None) -> Table:
             "at_s": picks.at - facts.began,
             "token_id": picks.token_id,
             "text": [texts[token_id] for token_id in picks.token_id.tolist()],
-            "drafted": np.zeros(size, np.bool_),
-            "accepted": np.zeros(size, np.bool_),
+            "drafted": picks.drafted,
+            "accepted": picks.accepted,
             "forced": picks.forced,
             "masked": picks.masked,
             "logprob": picks.logprob,

@@ -58,6 +58,9 @@ def _totals(tables: Tables) -> Totals:
     steps, requests = tables.steps, tables.requests
     held, free = (_last(steps[name]) for name in ("blocks_held", "blocks_free"))
     admitted = ~np.isnan(requests["scheduled_s"])
+    chunks = tables.step_requests
+    verified = (chunks["accepted"] + chunks["rejected"]) > 0
+    most = int(chunks["draft"][verified].max(initial=0))
     return Totals(
         running=_last(steps["running"]),
         waiting=_last(steps["waiting"]),
@@ -69,6 +72,10 @@ def _totals(tables: Tables) -> Totals:
         output_tokens=int(tables.runs["output_tokens"][0]),  # others were generated before the trace began
         preemptions=int(requests["preemptions"].sum()),
         finished=Counter(reason for reason in requests["finish_reason"].tolist() if reason is not None),
+        drafts=int(verified.sum()),
+        draft_tokens=int(chunks["draft"][verified].sum()),
+        accepted_tokens=int(chunks["accepted"][verified].sum()),
+        accepted_at=[int((chunks["accepted"] > place).sum()) for place in range(most)],
     )
 
 

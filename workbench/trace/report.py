@@ -72,7 +72,7 @@ def _at_a_glance(tables: Tables) -> str:
 def _token_budget(tables: Tables) -> str:
     if not len(tables.steps["step"]):
         return ""
-    return token_budget.draw(token_budget.bars(tables.steps, tables.step_requests, tables.tokens))
+    return token_budget.draw(token_budget.bars(tables.steps, tables.step_requests))
 
 
 def _requests_over_time(tables: Tables) -> str:

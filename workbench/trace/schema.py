@@ -11,7 +11,11 @@ it ttft_s and tpot_s, and the text. Their counts of tokens computed are of the s
 
 The sum rule, over requests that ran to their end, where the trace holds all their steps::
 
-    steps.scheduled = Σ (prompt_tokens - cached_tokens) + Σ (output_tokens - 1) + recomputed + overshoot
+    steps.scheduled = Σ (prompt_tokens - cached_tokens) + Σ (output_tokens - 1)
+                      + recomputed + rejected + overshoot
+
+Of the drafts that requests verify, those they went on from are accepted, the others rejected, but for the
+drafts of a step nobody took, which are overshoot: draft = accepted + rejected + (draft of dropped chunks).
 
 What can happen to a block: it is *reserved* (taken off the free list, to be written), *reused* (a prefix was
 found in it), *cached* (full, and findable by its key from now on), *evicted* (its key is forgotten, because
@@ -30,7 +34,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 Kind = Literal["int", "float", "bool", "text"]
 Table = dict[str, npt.NDArray[Any]]  # name -> one value a row; text columns hold str or None
@@ -75,6 +79,7 @@ RUNS = (
     Column("scheduled_tokens", "int", "computed by all steps"),
     Column("recomputed_tokens", "int", "of them, computed again after a preemption"),
     Column("overshoot_tokens", "int", "of them, computed for nobody"),
+    Column("rejected_tokens", "int", "of them, drafts that did not become output"),
     Column("preemptions", "int", "of all requests"),
 )
 
@@ -100,7 +105,8 @@ REQUESTS = (
     ),
     Column("overshoot_tokens", "int", "of them, computed and dropped"),
     Column("preemptions", "int", "times it gave its blocks back"),
-    Column("accepted_drafts", "int", "of the output, tokens that were drafts; 0 while nothing drafts"),
+    Column("accepted_drafts", "int", "of the output, drafts it went on from, in the steps of the trace"),
+    Column("rejected_drafts", "int", "of computed_tokens, drafts that did not become output"),
     Column("arrived_s", "float", "it joined the waiting queue"),
     Column("scheduled_s", "float", "it was first given tokens"),
     Column("first_token_s", "float", "its first token was on the host; NaN where the trace began later"),
@@ -129,7 +135,9 @@ STEPS = (
     Column("scheduled", "int", "tokens computed: prefill + decode"),
     Column("prefill", "int", "of prompts, and whatever is computed again"),
     Column("decode", "int", "generated tokens computed for the first time"),
-    Column("draft", "int", "of the scheduled, drafts to be verified; 0 while nothing drafts"),
+    Column("draft", "int", "of decode, drafts to be verified"),
+    Column("accepted", "int", "of draft, those that requests went on from"),
+    Column("rejected", "int", "of draft, those that they did not; one that ended its request is among them"),
     Column("recomputed", "int", "computed before, ahead of a preemption; see requests.recomputed_tokens"),
     Column(
         "overshoot", "int", "computed for requests that had ended or been preempted, or in a step that failed"
@@ -161,6 +169,9 @@ STEP_REQUESTS = (
     Column("scheduled", "int", "tokens computed: prefill + decode"),
     Column("prefill", "int", "as in steps"),
     Column("decode", "int", "as in steps"),
+    Column("draft", "int", "as in steps"),
+    Column("accepted", "int", "as in steps"),
+    Column("rejected", "int", "as in steps"),
     Column("recomputed", "int", "as in steps"),
     Column("cached", "int", "found in the prefix cache, if it was admitted in this step"),
     Column("samples", "bool", "the last position yields a new token"),
@@ -175,8 +186,8 @@ TOKENS = (
     Column("at_s", "float", "it was on the host"),
     Column("token_id", "int", "what it is"),
     Column("text", "text", "on its own; a piece of a character is shown as �"),
-    Column("drafted", "bool", "it was a draft; false while nothing drafts"),
-    Column("accepted", "bool", "a draft that the model agreed with; false while nothing drafts"),
+    Column("drafted", "bool", "a draft stood in its place"),
+    Column("accepted", "bool", "and was it, and the request went on from it"),
     Column("forced", "bool", "taken unsampled behind the token that the step sampled: no choice was left"),
     Column("masked", "float", "part of the vocabulary that a constraint ruled out; NaN: unconstrained"),
     Column("logprob", "float", "natural log, where logprobs were asked for"),

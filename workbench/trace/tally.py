@@ -17,6 +17,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.computed, self.recomputed, self.overshoot = _zeros(0), _zeros(0), _zeros(0)
+        self.accepted, self.rejected = _zeros(0), _zeros(0)  # drafts
         self.first_at, self.last_at = _unknown(0), _unknown(0)  # clock readings; NaN: no token yet
         self._held = _zeros(0)  # tokens that the steps hold
         self._first, self._last = _zeros(0), _zeros(0)  # positions of the tokens
@@ -27,6 +28,8 @@ class Tally:
         self.computed += sum_by(chunks.request, chunks.count, size)
         self.recomputed += sum_by(chunks.request, chunks.recomputed, size)
         self.overshoot += sum_by(chunks.request, chunks.count * chunks.dropped, size)
+        self.accepted += sum_by(chunks.request, chunks.accepted, size)
+        self.rejected += sum_by(chunks.request, chunks.rejected, size)
         new = self._held == 0
         self._held += np.bincount(picks.request, minlength=size)
         new &= self._held > 0
@@ -38,7 +41,8 @@ class Tally:
 
     def _grow(self, size: int) -> None:
         more = size - len(self._held)
-        for name in ("computed", "recomputed", "overshoot", "_held", "_first", "_last"):
+        sums = ("computed", "recomputed", "overshoot", "accepted", "rejected")
+        for name in (*sums, "_held", "_first", "_last"):
             setattr(self, name, np.concatenate([getattr(self, name), _zeros(more)]))
         for name in ("first_at", "last_at"):
             setattr(self, name, np.concatenate([getattr(self, name), _unknown(more)]))

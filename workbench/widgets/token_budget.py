@@ -19,17 +19,17 @@ class TokenBudget(Widget):
     bar that holds several steps zooms in. The sliders do the same.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("steps", "step_requests", "tokens")
+    needs: ClassVar[tuple[Name, ...]] = ("steps", "step_requests")
 
     def controls(self) -> list[Any]:
         self.zoom = Zoom(self.refresh, self.selection)
         return self.zoom.controls
 
     def draw(self) -> str:
-        steps, chunks, tokens = self.feed["steps"], self.feed["step_requests"], self.feed["tokens"]
+        steps, chunks = self.feed["steps"], self.feed["step_requests"]
         if not len(steps["step"]):
             raise NothingToShow("no step is over yet: run generate, or step")
-        found = token_budget.bars(steps, chunks, tokens, self.zoom.window(steps["step"]))
+        found = token_budget.bars(steps, chunks, self.zoom.window(steps["step"]))
         selected = self.selection.step
         detail = "" if selected is None else token_budget.step_table(steps, chunks, selected)
         return token_budget.draw(found, selected) + detail

@@ -71,27 +71,23 @@ class Bars(NamedTuple):
         return float(self.peak.max())
 
 
-def bars(steps: Table, chunks: Table, tokens: Table | None = None, window: slice = slice(None)) -> Bars:
+def bars(steps: Table, chunks: Table, window: slice = slice(None)) -> Bars:
     """The bars of some steps.
 
     Args:
         steps: the trace's table, with at least one line in the window.
         chunks: step_requests.
-        tokens: the trace's table, which says what became of drafts; None where nothing drafts.
         window: places in the steps table.
     """
     part = {name: column[window] for name, column in steps.items()}
     count = len(part["step"])
     starts = np.arange(0, count, round_up(count / MOST_BARS))
     ends = np.append(starts[1:], count)
-    segments = _segments(part, chunks, tokens) if len(starts) == count else []
+    segments = _segments(part, chunks) if len(starts) == count else []
     return Bars(
         part["step"][starts],
         part["step"][ends - 1],
-        {
-            kind: np.add.reduceat(values, starts) / (ends - starts)
-            for kind, values in _kinds(part, tokens).items()
-        },
+        {kind: np.add.reduceat(values, starts) / (ends - starts) for kind, values in _kinds(part).items()},
         np.maximum.reduceat(part["scheduled"], starts).astype(np.float64),
         np.add.reduceat(part["preempted"], starts),
         segments,
@@ -100,45 +96,24 @@ def bars(steps: Table, chunks: Table, tokens: Table | None = None, window: slice
     )
 
 
-def _kinds(steps: Table, tokens: Table | None) -> dict[str, Floats]:
-    """Tokens of each step by kind; a rejected draft is one that is nowhere among the accepted."""
-    accepted = np.zeros(len(steps["step"]), np.int64)
-    if tokens is not None and steps["draft"].any():
-        taken = tokens["step"][tokens["accepted"]]
-        places = np.searchsorted(steps["step"], taken)
-        places = places[np.isin(taken, steps["step"])]
-        accepted += np.bincount(places, minlength=len(accepted))
-    columns = (steps["prefill"], steps["decode"] - steps["draft"], accepted, steps["draft"] - accepted)
+def _kinds(steps: Table) -> dict[str, Floats]:
+    """Tokens of each step by kind; a draft that was not accepted, or that nobody took, counts as rejected."""
+    accepted, draft = steps["accepted"], steps["draft"]
+    columns = (steps["prefill"], steps["decode"] - draft, accepted, draft - accepted)
     return {kind: column.astype(np.float64) for kind, column in zip(KINDS, columns, strict=True)}
 
 
-def _segments(steps: Table, chunks: Table, tokens: Table | None) -> list[list[Segment]]:
-    indices = steps["step"]
-    begin = np.searchsorted(chunks["step"], indices, "left").tolist()
-    end = np.searchsorted(chunks["step"], indices, "right").tolist()
-    accepted = _accepted(indices, tokens) if steps["draft"].any() else Counter()
-    return [
-        list(_of_step(int(step), bool(drafts), chunks, slice(*span), accepted))
-        for step, drafts, *span in zip(indices, steps["draft"], begin, end, strict=True)
-    ]
+def _segments(steps: Table, chunks: Table) -> list[list[Segment]]:
+    begin = np.searchsorted(chunks["step"], steps["step"], "left").tolist()
+    end = np.searchsorted(chunks["step"], steps["step"], "right").tolist()
+    return [list(_of_step(chunks, slice(*span))) for span in zip(begin, end, strict=True)]
 
 
-def _accepted(indices: npt.NDArray[np.int64], tokens: Table | None) -> Counter[tuple[int, str]]:
-    """Drafts that were accepted, by step and request."""
-    if tokens is None:
-        return Counter()
-    lines = np.flatnonzero(tokens["accepted"] & np.isin(tokens["step"], indices))
-    return Counter(zip(tokens["step"][lines].tolist(), tokens["request_id"][lines].tolist(), strict=True))
-
-
-def _of_step(
-    step: int, drafts: bool, chunks: Table, lines: slice, accepted: Counter[tuple[int, str]]
-) -> Iterator[Segment]:
-    columns = (chunks[name][lines].tolist() for name in ("request_id", "prefill", "decode"))
-    for name, prefill, decode in zip(*columns, strict=True):
-        drafted = max(decode - 1, 0) if drafts else 0  # all but the token that was there before
-        right = min(accepted[step, name], drafted)
-        counts = (prefill, decode - drafted, right, drafted - right)
+def _of_step(chunks: Table, lines: slice) -> Iterator[Segment]:
+    names = ("request_id", "prefill", "decode", "draft", "accepted")
+    columns = (chunks[name][lines].tolist() for name in names)
+    for name, prefill, decode, draft, accepted in zip(*columns, strict=True):
+        counts = (prefill, decode - draft, accepted, draft - accepted)
         yield from (Segment(kind, n, name) for kind, n in zip(KINDS, counts, strict=True) if n)
 
 

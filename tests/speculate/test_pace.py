@@ -1,0 +1,91 @@
+"""How much is drafted follows what steps cost and how often drafts were right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from workbench.speculate.pace import LEAST_SEEN, LONGEST_REST, Pace
+
+MOST = 5
+
+
+def taught(rows: int, cost: Callable[[int], float]) -> tuple[Pace, np.ndarray]:
+    pace, everybody = Pace(512, MOST), np.arange(rows)
+    for row in everybody.tolist():
+        pace.enter(row)
+    assert not pace.wanted(everybody).any(), "what a step costs has not been seen"
+    for tokens in (rows, rows + 1, 2 * rows, 4 * rows, 6 * rows):
+        for _ in range(LEAST_SEEN):
+            pace.took(tokens, cost(tokens))
+    return pace, everybody
+
+
+def verify(pace: Pace, rows: np.ndarray, right: int, times: int = 12) -> None:
+    for _ in range(times):
+        pace.verified(rows, np.full(len(rows), MOST), np.full(len(rows), right))
+
+
+def flat(tokens: int) -> float:
+    return 1e-3
+
+
+def by_the_token(tokens: int) -> float:
+    return 1e-3 * tokens
+
+
+def test_drafts_that_are_right_are_wanted_in_full_where_tokens_are_free() -> None:
+    pace, rows = taught(3, flat)
+    verify(pace, rows, MOST)
+    assert (pace.wanted(rows) == MOST).all()
+
+
+@pytest.mark.parametrize("rows", [1, 40, 256])
+def test_nothing_is_drafted_where_a_step_costs_by_the_token(rows: int) -> None:
+    pace, everybody = taught(rows, by_the_token)
+    verify(pace, everybody, MOST - 1)
+    for _ in range(600):
+        assert not pace.wanted(everybody).any()
+
+
+def test_fewer_are_drafted_the_less_they_are_right_and_none_where_they_never_are() -> None:
+    pace, rows = taught(4, lambda tokens: 1e-3 + 5e-5 * tokens)
+    for row, right in enumerate((5, 2, 1, 0)):
+        verify(pace, rows[row : row + 1], right)
+    wanted = pace.wanted(rows).tolist()
+    assert wanted == sorted(wanted, reverse=True)
+    assert wanted[0] == MOST
+    assert wanted[3] == 0
+    assert len(set(wanted)) > 2
+
+
+def test_who_drafts_no_more_tries_again_ever_more_rarely_and_comes_back() -> None:
+    pace, rows = taught(1, lambda tokens: 1e-3 + 5e-5 * tokens)
+    verify(pace, rows, 0)
+    tries = []
+    for step in range(2000):
+        if pace.wanted(rows).any():
+            tries.append(step)
+            pace.verified(rows, np.array([1]), np.array([0]))
+    gaps = np.diff(tries)
+    assert (gaps[1:] >= gaps[:-1]).all()
+    assert 3 < len(tries) < 20
+    assert gaps.max() <= LONGEST_REST
+    verify(pace, rows, MOST)
+    assert pace.wanted(rows).all()
+
+
+def test_a_pause_of_somebody_elses_does_not_stop_drafts() -> None:
+    pace, rows = taught(1, flat)
+    verify(pace, rows, MOST)
+    pace.took(6, 5.0)
+    assert pace.wanted(rows).all()
+
+
+def test_a_new_request_begins_with_what_others_saw() -> None:
+    pace, rows = taught(2, lambda tokens: 1e-3 + 2e-4 * tokens)
+    verify(pace, rows[:1], 0, times=300)
+    pace.enter(1)
+    assert not pace.wanted(rows)[1]

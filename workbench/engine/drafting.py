@@ -1,0 +1,75 @@
+"""The seam to whoever drafts: what the planner asks for, and what is heard of it. Knows no drafter.
+
+Drafts are tokens that a request wants computed beyond what it has, in the hope that the model agrees: they
+share a step's budget and blocks with everybody else's tokens, and never take either from anybody.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from workbench.cache.manager import CacheManager
+from workbench.engine.plan import Ints, StepPlan, within
+from workbench.engine.request import Request
+from workbench.engine.result import StepResult
+from workbench.engine.running import Longs, Running
+
+
+class Proposals(NamedTuple):
+    """Drafts for the requests of the running order."""
+
+    counts: Longs  # [n]; of each, 0: none
+    token_ids: Ints  # [counts.sum()]; one request's after the other's
+
+    def clipped(self, most: Longs) -> Proposals:
+        """Of each request's drafts no more than the first `most` [n]."""
+        kept = within(self.counts.astype(np.int32)) < most.repeat(self.counts)
+        return Proposals(self.counts.clip(max=most), self.token_ids[kept])
+
+
+def affordable(
+    proposals: Proposals, counts: Longs, budget: int, running: Running, cache: CacheManager
+) -> Proposals | None:
+    """Drafts within what `counts` [n] leave of the budget, where there are blocks for them all.
+
+    None: there are none. Whoever wants more than its last token, or was not given it, gets no drafts.
+    """
+    proposals = proposals.clipped(np.where(counts == 1, proposals.counts, 0))
+    before = np.cumsum(proposals.counts) - proposals.counts
+    proposals = proposals.clipped(np.clip(budget - int(counts.sum()) - before, 0, None))
+    beyond = running.computed + counts + proposals.counts - running.capacity
+    fresh = int(np.clip(-(-beyond // cache.block_size), 0, None).sum()) * len(cache.groups)
+    return proposals if proposals.counts.any() and fresh <= cache.pool.num_free else None
+
+
+class Speculation(Protocol):
+    """Who drafts for an engine, how much, and what became of it."""
+
+    def copy(self) -> Speculation:
+        """One that proposes what this one would next, which notices nothing of it."""
+        ...
+
+    def enter(self, request: Request) -> None:
+        """The request is about to run: its batch row held somebody else's tokens before."""
+        ...
+
+    def leave(self, request: Request) -> None:
+        """The request has ended, with the tokens that it has now."""
+        ...
+
+    def waits(self, running: Running) -> bool:
+        """Whether somebody is to draft next: no step is planned before all tokens are known."""
+        ...
+
+    def propose(self, running: Running, most: Longs) -> Proposals | None:
+        """Drafts behind each request's last token, at most `most` [n]; None: nobody has any.
+
+        All tokens are known: no step is in flight.
+        """
+        ...
+
+    def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:
+        """A step is over. `accepted` [s]: of the plan's drafts, those that became output."""
+        ...

@@ -1,0 +1,65 @@
+"""`speculative_config`: checked, and as plain values. Imports neither torch nor drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.checks import at_least
+from workbench.errors import check_names
+
+METHODS = ("ngram",)
+_NAMES = frozenset(("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min", "adaptive"))
+_ELSEWHERE = {
+    "draft_tensor_parallel_size": "the engine runs on one device: leave it out",
+    "disable_by_batch_size": "leave it out: adaptive=True stops where drafts cost more than they give",
+    "speculative_disable_by_batch_size": "leave it out: adaptive=True does that by what steps cost",
+    "speculative_model": "use method='ngram'",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculativeConfig:
+    """What is drafted, by vLLM's names."""
+
+    method: str
+    num_speculative_tokens: int = 5  # most drafts of a request in a step
+    prompt_lookup_max: int = 4  # tokens of the longest run that is looked up
+    prompt_lookup_min: int = 1  # and of the shortest
+    adaptive: bool = True  # fewer, or none, where drafts cost more than they bring
+
+
+def read_speculative_config(given: object) -> SpeculativeConfig | None:
+    """The dict given to `LLM`, checked; None where nothing is to be drafted.
+
+    Raises:
+        TypeError, ValueError: with what to use instead.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise TypeError(f"speculative_config is {given!r}: use a dict such as {{'method': 'ngram'}}")
+    values = {str(name): value for name, value in given.items()}
+    check_names("speculative_config", values, _NAMES, _ELSEWHERE)
+    method = values.get("method")
+    if method not in METHODS:
+        raise ValueError(
+            f"speculative_config: the method is {method!r}: use one of {', '.join(map(repr, METHODS))}"
+        )
+    return _checked(values | {"method": method})
+
+
+def _checked(values: dict[str, Any]) -> SpeculativeConfig:
+    for name in ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"):
+        if name in values:
+            values[name] = at_least(f"speculative_config: {name}", values[name], 1)
+    config = SpeculativeConfig(**values)
+    if not isinstance(config.adaptive, bool):
+        raise TypeError(f"speculative_config: adaptive is {config.adaptive!r}: use True or False")
+    if config.prompt_lookup_min > config.prompt_lookup_max:
+        raise ValueError(
+            f"speculative_config: prompt_lookup_min is {config.prompt_lookup_min}, more than"
+            f" prompt_lookup_max {config.prompt_lookup_max}: lower the one or raise the other"
+        )
+    return config

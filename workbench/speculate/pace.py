@@ -1,0 +1,134 @@
+"""How much is drafted: as many tokens of each request as raise the tokens a second. Knows no drafter.
+
+What a step of T tokens takes is measured while steps are decodes, and so is how often each request's drafts
+were right. A draft at place j counts when all before it did, with the chance p^j; drafts are taken in the
+order of their chances, over all requests, as long as (tokens expected) / (seconds of such a step) grows.
+Where a step costs by the token, as in a large batch, it never does; where one costs by itself, for long.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.engine.running import Longs
+
+Floats = npt.NDArray[np.float64]
+
+PRIOR = 1.5  # drafts' worth of experience a new request begins with, of all requests before it
+FADE = 0.8  # of what was seen, at each verification: the last five count most
+LEAST_SEEN = 3  # plain steps of a size that are timed before any drafts
+HOLDS = 4  # steps for which a decision holds
+REST, LONGEST_REST = 64, 1024  # steps without drafts before one is tried again, and after many vain trials
+HOPE = 0.9  # chance of a draft that is worth a trial
+LEAST_GAIN = 1.02  # in tokens a second: less is lost in what is measured badly
+FREE, STRIDE = 16, 1.25  # steps so large may be tried unseen; beyond, so much larger than any that was seen
+
+
+class StepCosts:
+    """Seconds of a step by its tokens: a mean for each size, sizes an eighth of an octave apart."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long."""
+        size = _size(tokens)
+        seen = self._seen[size] = self._seen.get(size, 0) + 1
+        known = self._seconds.get(size, seconds)
+        # What is twice as slow as ever is a pause of somebody else's; if it stays, the mean gets there too.
+        new = min(seconds, 2 * known)
+        weight = max(0.1, 1 / seen)
+        self._seconds[size] = known + weight * (new - known)
+        before = self._tokens.get(size, float(tokens))
+        self._tokens[size] = before + weight * (tokens - before)
+
+    def seen(self, tokens: int) -> int:
+        """Steps of that size that were timed."""
+        return self._seen.get(_size(tokens), 0)
+
+    @property
+    def limit(self) -> int:
+        """Tokens of the largest step that may be tried."""
+        return max(FREE, int(STRIDE * max(self._tokens.values())))
+
+    def at(self, tokens: Floats) -> Floats:
+        """Seconds, from the sizes around; beyond the largest that was seen, as if tokens were free."""
+        order = sorted(self._tokens, key=self._tokens.__getitem__)
+        found: Floats = np.interp(
+            tokens, [self._tokens[size] for size in order], [self._seconds[size] for size in order]
+        )
+        return found
+
+
+def _size(tokens: int) -> int:
+    return round(8 * math.log2(tokens))
+
+
+class Pace:
+    """What was seen of each batch row, and what follows from it."""
+
+    def __init__(self, max_rows: int, most: int) -> None:
+        """`most`: drafts of a request in a step."""
+        self._most = most
+        self._costs = StepCosts()
+        self._right, self._wrong = np.zeros(max_rows), np.zeros(max_rows)
+        self._all_right, self._all_wrong = 2.0, 1.0  # of all requests; so much trust there is at first
+        self._rest: Longs = np.zeros(max_rows, np.int64)  # steps until a row without drafts tries one
+        self._wait: Longs = np.full(max_rows, REST)  # how long its next rest is
+
+    def enter(self, row: int) -> None:
+        """The row holds another request."""
+        share = self._all_right / (self._all_right + self._all_wrong)
+        self._right[row], self._wrong[row] = PRIOR * share, PRIOR * (1 - share)
+        self._rest[row], self._wait[row] = 0, REST
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """A step of decodes, drafts among its tokens, took so long from the end of the one before."""
+        self._costs.took(tokens, seconds)
+
+    def verified(self, rows: Longs, drafted: Longs, accepted: Longs) -> None:
+        """Of so many drafts of each row, so many were right before one was wrong."""
+        failed = accepted < drafted
+        self._right[rows] = FADE * self._right[rows] + accepted
+        self._wrong[rows] = FADE * self._wrong[rows] + failed
+        self._all_right = 0.99 * self._all_right + float(accepted.sum()) / len(rows)
+        self._all_wrong = 0.99 * self._all_wrong + float(failed.sum()) / len(rows)
+        self._wait[rows] = np.where(accepted > 0, REST, self._wait[rows])
+
+    def wanted(self, rows: Longs) -> Longs:
+        """[n]; drafts of each of the rows that run, for the next steps."""
+        if self._costs.seen(len(rows)) < LEAST_SEEN:
+            return np.zeros(len(rows), np.int64)
+        share = self._right[rows] / (self._right[rows] + self._wrong[rows])
+        wanted = self._worth(share[:, None] ** np.arange(1, self._most + 1))
+        if wanted.all():
+            return wanted
+        resting = wanted == 0
+        self._rest[rows[~resting]] = 0
+        trying = resting & (self._rest[rows] == 1)
+        self._rest[rows[resting]] = np.where(
+            self._rest[rows] > 0, np.maximum(self._rest[rows] - HOLDS, 1), self._wait[rows]
+        )[resting]
+        if trying.any():
+            self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
+            self._rest[rows[trying]] = self._wait[rows[trying]]
+            if self._worth(np.full((len(rows), 1), HOPE)).any():
+                wanted[trying] = 1
+        return wanted
+
+    def _worth(self, chances: Floats) -> Longs:
+        """[n]; how many of each row's `chances` [n, k], which fall from left to right, are worth it."""
+        rows, most = chances.shape
+        order = np.argsort(-chances, None, kind="stable")[: max(0, self._costs.limit - rows)]
+        expected = rows + np.concatenate([[0.0], chances.reshape(-1)[order].cumsum()])
+        speed = expected / self._costs.at(rows + np.arange(len(expected), dtype=np.float64))
+        count = int(speed.argmax())
+        if speed[count] < LEAST_GAIN * speed[0]:
+            count = 0
+        worth: Longs = np.bincount(order[:count] // most, minlength=rows)
+        return worth

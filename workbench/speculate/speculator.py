@@ -1,0 +1,87 @@
+"""Between the scheduler and a drafter: who drafts, how much, and what becomes of it. Knows no model."""
+
+from __future__ import annotations
+
+from copy import copy, deepcopy
+
+import numpy as np
+
+from workbench.engine.drafting import Proposals
+from workbench.engine.plan import Ints, StepPlan
+from workbench.engine.request import Request
+from workbench.engine.result import StepResult
+from workbench.engine.running import Longs, Running
+from workbench.speculate.drafter import Ask, Drafter
+from workbench.speculate.pace import HOLDS, Pace
+
+
+class Speculator:
+    """One drafter for all requests of an engine."""
+
+    def __init__(self, drafter: Drafter, most: int, pace: Pace | None) -> None:
+        """`most`: drafts of a request in a step; `pace`: says when fewer are better, None: never."""
+        self._drafter = drafter
+        self._most = most
+        self._pace = pace
+        self._wanted: Longs = np.zeros(0, np.int64)  # by place, for the membership `_version`
+        self._version = -1
+        self._holds = 0  # steps for which `_wanted` holds
+        self._last: StepResult | None = None  # of the step before, where it was one of decodes
+        self._lines = 0  # its requests
+
+    def copy(self) -> Speculator:
+        """It shares the drafter: whoever is asked twice, or enters a free row twice, says the same."""
+        other = copy(self)
+        other._pace = deepcopy(self._pace)
+        return other
+
+    def enter(self, request: Request) -> None:
+        self._drafter.enter(request.row, request.token_ids)
+        if self._pace is not None:
+            self._pace.enter(request.row)
+
+    def leave(self, request: Request) -> None:
+        self._drafter.leave(request.row, request.token_ids)
+
+    def waits(self, running: Running) -> bool:
+        return bool(self._lengths(running).any())
+
+    def _lengths(self, running: Running) -> Longs:
+        """[n]; drafts that are wanted of each."""
+        if self._version != running.version or not self._holds:
+            self._version, self._holds = running.version, HOLDS
+            if self._pace is None:
+                self._wanted = np.full(running.count, self._most)
+            else:
+                self._wanted = self._pace.wanted(running.row)
+        return self._wanted
+
+    def propose(self, running: Running, most: Longs) -> Proposals | None:
+        most = np.minimum(self._lengths(running), most)
+        places = most.nonzero()[0]
+        if not len(places):
+            return None
+        lengths = running.length[places]
+        asked = self._drafter.propose(Ask(running.row[places], lengths, most[places], running.tokens))
+        if not len(asked.token_ids):
+            return None
+        counts = np.zeros(running.count, np.int64)
+        counts[places] = asked.counts
+        return Proposals(counts, asked.token_ids)
+
+    def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:
+        if self._pace is None:
+            return
+        self._holds = max(0, self._holds - 1)
+        self._time(self._pace, plan, result)
+        if plan.drafts is not None and accepted is not None:
+            rows = plan.rows[plan.drafts.lines].astype(np.int64)
+            self._pace.verified(rows, plan.drafts.counts.astype(np.int64), accepted.astype(np.int64))
+
+    def _time(self, pace: Pace, plan: StepPlan, result: StepResult) -> None:
+        """From the end of one step of decodes to that of the next, with all that goes on between the two."""
+        lines, before = len(plan.rows), self._last
+        decodes = plan.num_tokens == lines + plan.num_drafts and bool(plan.samples.all())
+        if decodes and before is not None and before.index + 1 == result.index and self._lines == lines:
+            pace.took(plan.num_tokens, result.collect_s - before.collect_s)
+        self._last, self._lines = result if decodes else None, lines
