@@ -13,7 +13,14 @@ PACKAGE = ROOT / "workbench"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 TORCH = ("torch", "triton", "transformers", "safetensors")
-ABOVE = ("workbench.trace", "workbench.widgets", "workbench.evals", "workbench.bench", "workbench.demo")
+ABOVE = (
+    "workbench.trace",
+    "workbench.widgets",
+    "workbench.evals",
+    "workbench.bench",
+    "workbench.demo",
+    "workbench.soak",
+)
 
 # layer -> what it must not know
 FORBIDDEN = {

@@ -28,6 +28,7 @@ _DELEGATED = {
     "calibrate": ("workbench.calibration", "find the scales of an FP8 KV cache, and save them"),
     "bench": ("workbench.bench.cli", "measure the engine"),
     "eval": ("workbench.evals.cli", "measure what a model gets right"),
+    "soak": ("workbench.soak.cli", "use engines at random for minutes: crashes, leaks, wrong tokens"),
     "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train"),
 }
 
