@@ -19,7 +19,7 @@ _COPIES = ("gpu_memcpy", "gpu_memset")
 _NAMES = (
     ("attention", re.compile(r"^_(attend|merge)|flash|fmha|attention", re.IGNORECASE)),
     ("sampling", re.compile(r"^_(scan|finish)")),
-    ("gemm", re.compile(r"^_(vector|tile)|gemm|cublas|cutlass|nvjet|splitk", re.IGNORECASE)),
+    ("gemm", re.compile(r"^_(vector|tile|gated)|gemm|cublas|cutlass|nvjet|splitk", re.IGNORECASE)),
 )
 
 Result = TypeVar("Result")
