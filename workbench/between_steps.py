@@ -38,6 +38,11 @@ class BetweenSteps:
         _ = self._engine()
         return self._requests.awaited
 
+    @property
+    def in_step(self) -> bool:
+        """Whether this very thread is in the middle of a step, where nothing can be looked at or edited."""
+        return self._engine().turn.mine
+
     def preview(self) -> Preview:
         """The next step as it will be, unless somebody comes, goes or edits. Nothing changes by it."""
         return self._between(lambda scheduler: scheduler.preview())
@@ -96,6 +101,11 @@ class BetweenSteps:
                 f" max_num_batched_tokens={tokens}"
             )
         self._between(lambda scheduler: scheduler.set_budget(tokens))
+
+    @property
+    def max_token_budget(self) -> int:
+        """The most that it can be set to: what the engine was opened with."""
+        return self._most
 
     def _between(self, action: Callable[[Scheduler], T]) -> T:
         engine = self._engine()

@@ -114,6 +114,7 @@ def test_a_preview_shows_who_is_admitted_what_is_cached_and_who_waits():
     first, second = seen.shares
     assert (first.tokens, first.cached, first.blocks, first.admitted) == (17, 0, 5, True)
     assert (second.tokens, second.cached, second.blocks, second.admitted) == (1, 16, 1, True)
+    assert [waiting.request_id for waiting in seen.queue] == [request.request_id for request in made]
     assert seen.waiting == (Waiting(made[2].request_id, 17, 0, False),)
     assert seen.blocks_free == seen.num_blocks - 6
     assert made[0].state is State.WAITING

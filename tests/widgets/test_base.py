@@ -14,10 +14,10 @@ import workbench.widgets
 from tests.trace.house import build
 from workbench.trace import Trace
 from workbench.trace.pictures import theme
-from workbench.widgets import CacheMap, Requests, Selection, TokenBudget, linked
+from workbench.widgets import CacheMap, Requests, Selection, Stepper, TokenBudget, linked
 from workbench.widgets.base import ON_CLICK, Widget
 
-STEPWISE = (TokenBudget, Requests, CacheMap)
+STEPWISE = (TokenBudget, Requests, CacheMap, Stepper)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,9 @@ class Slow:
         self.feed, self.wall, self.seconds = feed, wall, seconds
         self.drawn: list[tuple[float, int]] = []  # when it began, steps it saw
 
+    def prepare(self) -> None:
+        pass
+
     def refresh(self) -> None:
         self.feed.pull()
         self.drawn.append((self.wall.now, len(self.feed["steps"]["step"])))
@@ -85,12 +88,15 @@ def test_what_is_not_due_is_drawn_by_the_loop_when_the_cell_is_done() -> None:
     house = filled(build())
 
     async def cell() -> Slow:
-        feed = Feed(house.trace)
-        view = Slow(feed, Wall(), 0.0)
+        wall = Wall()
+        feed = Feed(house.trace, wall)
+        view = Slow(feed, wall, 0.0)
         feed.join(view)
         house.run()  # the loop stands still meanwhile, as in a notebook
         assert view.drawn[-1][1] < len(house.trace.columns.steps["step"])
-        await asyncio.sleep(3 * SHORTEST)
+        async with asyncio.timeout(60):
+            while len(view.drawn) < 2:
+                await asyncio.sleep(SHORTEST)
         return view
 
     view = asyncio.run(cell())

@@ -9,7 +9,7 @@ import pytest
 from tests.trace.test_growing import NAMES, equal
 from workbench import LLM, SamplingParams, StructuredOutputsParams
 from workbench.trace.growing import GrowingTables
-from workbench.widgets import CacheMap, Dashboard, Requests, TokenBudget, linked
+from workbench.widgets import CacheMap, Dashboard, Requests, Stepper, TokenBudget, linked
 
 PROMPTS = [f"Write a story about fox {'very ' * (k % 5)}number {k}.\n\n" for k in range(6)]
 
@@ -70,7 +70,7 @@ def test_tables_grow_with_forced_tokens_and_logprobs_too(llm: LLM) -> None:
         equal(grown[name], getattr(trace.columns, name))
 
 
-@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard])
+@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard, Stepper])
 def test_a_closed_engine_says_so_in_the_widgets_place(kind: type[TokenBudget]) -> None:
     with LLM("zoo/wren-1m", max_num_seqs=2) as empty:
         pass

@@ -51,7 +51,8 @@ class Preview:
     budget: int  # tokens the step may hold
     shares: tuple[Share, ...] = ()  # in running order
     preempted: tuple[str, ...] = ()  # ids of requests that give their blocks back for it
-    waiting: tuple[Waiting, ...] = ()  # left in the queue, first to be admitted first
+    queue: tuple[Waiting, ...] = ()  # who waits now, first to be admitted first
+    waiting: tuple[Waiting, ...] = ()  # who will wait afterwards
     evicted: int = 0  # blocks whose cached content is forgotten for it
     blocks_free: int = 0  # afterwards, cached ones among them
     num_blocks: int = 0
@@ -96,6 +97,7 @@ def preview(books: Books, planner: Planner) -> Preview:
         budget=books.limits.budget,
         shares=() if flight is None else _shares(trial, flight, changes),
         preempted=() if flight is None else flight.preempted,
+        queue=waiting_in(books),
         waiting=waiting_in(trial),
         evicted=sum(len(change.blocks) for change in changes if change.kind == "evicted"),
         blocks_free=pool.num_free,

@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from workbench.widgets.logprobs import Logprobs
     from workbench.widgets.requests import Requests
     from workbench.widgets.selection import Selection
+    from workbench.widgets.stepper import Stepper
     from workbench.widgets.token_budget import TokenBudget
 
-__all__ = ["CacheMap", "Dashboard", "Logprobs", "Requests", "Selection", "TokenBudget", "linked"]
+__all__ = ["CacheMap", "Dashboard", "Logprobs", "Requests", "Selection", "Stepper", "TokenBudget", "linked"]
 
 _HOMES = {
     "CacheMap": "workbench.widgets.cache_map",
@@ -43,6 +44,7 @@ _HOMES = {
     "Logprobs": "workbench.widgets.logprobs",
     "Requests": "workbench.widgets.requests",
     "Selection": "workbench.widgets.selection",
+    "Stepper": "workbench.widgets.stepper",
     "TokenBudget": "workbench.widgets.token_budget",
     "linked": "workbench.widgets.base",
 }

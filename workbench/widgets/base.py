@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.errors import MissingExtra
@@ -77,6 +78,7 @@ class Widget(VBox):
             self._problem = str(error)
         self.children = [HTML(_styled("")), self._place, *self.controls(), self._pick]
         self.selection.observe(self.refresh)
+        self.prepare()
         self.refresh()
 
     # --- where it looks ---------------------------------------------------------------------------------
@@ -104,6 +106,9 @@ class Widget(VBox):
     def picked(self, what: str) -> None:
         """An element with this `data-pick` was clicked."""
 
+    def prepare(self) -> None:
+        """Ask the engine what it alone knows, ahead of drawing; here it may be waited for, in `draw` not."""
+
     def summary(self) -> str:
         """What `repr` says of it, in a few words."""
         return f"{len(self.feed['steps']['step'])} steps"
@@ -113,7 +118,8 @@ class Widget(VBox):
     def refresh(self) -> None:
         """Draw what there is now. A failure stands in the widget's place."""
         clicks = f'<div class="wb" onclick="{ON_CLICK}">'
-        self._place.value = f"{clicks}{self._drawn()}</div>"
+        with nullcontext() if self._problem else self.feed.lock:  # a click may come in another thread
+            self._place.value = f"{clicks}{self._drawn()}</div>"
 
     def _drawn(self) -> str:
         if self._problem:
@@ -155,6 +161,7 @@ class Widget(VBox):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """Live where there is a kernel, the static picture elsewhere, words where there are no pictures."""
+        self.prepare()
         self.refresh()
         bundle = super()._repr_mimebundle_(**kwargs) or {}
         return {**bundle, "text/html": self.static(), "text/plain": repr(self)}

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from workbench.engine.events import (
+    BudgetChanged,
     Event,
+    QueueReordered,
     RequestArrived,
     RequestFinished,
     StepCommitted,
@@ -23,6 +25,7 @@ from workbench.trace.schema import Table, Tables
 
 SHORTEST = 0.1  # seconds between two draws
 IDLE = 66.0  # seconds of not drawing for each second of drawing: 1.5 %, as much again is lost around it
+SOON = (RequestArrived, RequestFinished, QueueReordered, BudgetChanged)  # drawn once the cell is done
 MOST_LINES = 1_000_000  # of step_requests, about 100 MB; a ring is read again when there are more
 
 
@@ -30,6 +33,9 @@ class View(Protocol):
     """Something that draws from a feed."""
 
     needs: tuple[Name, ...]
+
+    def prepare(self) -> None:
+        """Ask of others what is to be drawn, where that may mean to wait for the engine; never raises."""
 
     def refresh(self) -> None:
         """Draw what there is now; never raises."""
@@ -50,7 +56,7 @@ class Feed:
         self._clock = clock
         self._loop = _running_loop()
         self._views: tuple[View, ...] = ()
-        self._lock = threading.RLock()  # the engine's thread and the notebook's
+        self.lock = threading.RLock()  # held by who draws: the engine's thread, or the notebook's
         self._due = 0.0  # by the clock
         self._late = False  # a draw by the loop is to come
         self._tables: GrowingTables | Tables = GrowingTables(())
@@ -68,7 +74,7 @@ class Feed:
         self._tables = GrowingTables(names, self.trace.decode)
         self._activity = _Activity()
         kept = self.trace.follow(self).events
-        with self._lock:
+        with self.lock:
             self._waiting = kept + self._waiting
             self._activity.begin(kept)
             self._ready = True
@@ -90,14 +96,14 @@ class Feed:
 
     def pull(self, wait: bool = True) -> None:
         """Take in what has happened; without `wait`, only if nobody draws from it now."""
-        if not self._lock.acquire(blocking=wait):
+        if not self.lock.acquire(blocking=wait):
             return
         try:
             if isinstance(self._tables, GrowingTables) and self._ready and self._waiting:
                 waiting, self._waiting = self._waiting, []
                 self._tables.take(waiting)
         finally:
-            self._lock.release()
+            self.lock.release()
 
     def __getitem__(self, name: Name) -> Table:
         """A table of the trace, as of the last `pull`."""
@@ -126,15 +132,16 @@ class Feed:
         self._waiting.append(event)
         self._activity.take(event)
         quiet = self._activity.quiet
-        if not self._views or not (quiet or type(event) is StepCommitted):
+        now = quiet or type(event) is StepCommitted
+        if not self._views or not (now or type(event) in SOON):
             return
         wait = self._due - self._clock()
-        if wait <= 0 or (quiet and self._loop is None):
+        if now and (wait <= 0 or (quiet and self._loop is None)):
             self._draw()
         elif self._loop is not None and not self._late:
             self._late = True
             try:
-                self._loop.call_soon_threadsafe(self._loop.call_later, wait, self._draw_late)
+                self._loop.call_soon_threadsafe(self._loop.call_later, max(wait, 0.0), self._draw_late)
             except RuntimeError:  # the loop is closed
                 self._loop, self._late = None, False
 
@@ -147,7 +154,9 @@ class Feed:
         began = self._clock()
         if self._too_long():
             self._start(self._tables.names if isinstance(self._tables, GrowingTables) else ())
-        with self._lock:
+        for view in self._views:  # not under the lock: whoever holds the engine's turn may want to draw
+            view.prepare()
+        with self.lock:
             for view in self._views:
                 view.refresh()
         ended = self._clock()
