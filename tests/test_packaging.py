@@ -107,7 +107,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("demo", "bench", "eval", "zoo", "report"))
+    assert all(command in shown for command in ("demo", "bench", "eval", "zoo", "report", "lab"))
 
 
 def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -128,6 +128,7 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], t
         (["eval", "--help"], 0, "usage: workbench eval"),
         (["eval", "zoo", "wren-0"], 2, "workbench: no embedded model 'wren-0'"),
         (["zoo", "--help"], 0, "usage: workbench zoo"),
+        (["lab", "--help"], 0, "usage: workbench lab"),
     ],
 )
 def test_a_fresh_process_ends_with_a_status_and_no_traceback(

@@ -29,6 +29,7 @@ _DELEGATED = {
     "bench": ("workbench.bench.cli", "measure the engine"),
     "eval": ("workbench.evals.cli", "measure what a model gets right"),
     "soak": ("workbench.soak.cli", "use engines at random for minutes: crashes, leaks, wrong tokens"),
+    "lab": ("workbench.lab", "JupyterLab on the notebooks"),
     "zoo": ("workbench.models.zoo.cli", "the embedded models: list, train"),
 }
 
