@@ -20,7 +20,7 @@ SECONDS = 20  # a wait that ends only where something is wrong
 
 
 class Gated(XGrammar):
-    """Compiles when it is let, and remembers what and where. Over bytes it is as quick as ever."""
+    """Compiles when it is let, and remembers what and where."""
 
     def __init__(self) -> None:
         super().__init__(BYTES)
@@ -43,13 +43,31 @@ class Gated(XGrammar):
 VOCABULARY = BYTES.__class__(BYTES.tokens, BYTES.eos_token_ids)  # equal, and another
 
 
+class Checking(XGrammar):
+    """Over bytes: as quick as ever, or it checks when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(BYTES)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def check(self, spec: Spec) -> None:
+        assert self.gate.wait(SECONDS)
+        super().check(spec)
+
+
 @pytest.fixture
-def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+def checking() -> Checking:
+    return Checking()
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch, checking: Checking) -> Iterator[Gated]:
     backend = Gated()
-    quick = XGrammar(BYTES)
-    monkeypatch.setattr(module, "open_backend", lambda name, over: quick if over is BYTES else backend)
+    monkeypatch.setattr(module, "open_backend", lambda name, over: checking if over is BYTES else backend)
     yield backend
     backend.gate.set()
+    checking.gate.set()
     until(lambda: not workers())
 
 
@@ -109,8 +127,8 @@ def test_whatever_a_library_raises_is_the_failure_of_its_own_grammar(
     gated: Gated, panic: BaseException
 ) -> None:
     kept, gated.raises = opened(), panic
-    gated.gate.set()
     failed = kept.ask(regex("a"))
+    gated.gate.set()
     failed.wait(SECONDS)
     assert failed.ready
     assert str(panic) in str(failed.failure)
@@ -130,7 +148,8 @@ def test_closing_gives_up_what_is_due_and_ends_the_thread(gated: Gated) -> None:
     gated.gate.set()
     until(lambda: not workers())
     assert gated.compiled == ["a"]
-    assert kept.ask(regex("c")).failure == CLOSED
+    with pytest.raises(ValueError, match=CLOSED):
+        kept.ask(regex("c"))
 
 
 def test_threads_that_ask_for_the_same_share_one_grammar(gated: Gated) -> None:
@@ -149,3 +168,29 @@ def test_threads_that_ask_for_the_same_share_one_grammar(gated: Gated) -> None:
     gated.gate.set()
     assert len({id(one.grammar()) for one in found}) == 1
     assert gated.compiled == ["a"]
+
+
+def test_a_check_that_takes_long_is_not_waited_for_and_holds_up_no_other(
+    gated: Gated, checking: Checking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "QUICK", 0.01)
+    kept = opened()
+    checking.gate.clear()
+    slow, bad = kept.ask(regex("a")), kept.ask(regex("(a"))
+    assert not slow.ready
+    assert not bad.ready
+    checking.gate.set()
+    bad.wait(SECONDS)
+    assert "cannot compile the regex" in str(bad.failure)
+    gated.gate.set()
+    assert slow.grammar()
+    assert gated.compiled == ["a"], "what the check refuses is not compiled"
+
+
+def test_a_check_does_not_stand_behind_a_grammar_that_takes_long(gated: Gated) -> None:
+    kept = opened()
+    first = kept.ask(regex("a"))
+    until(gated.began.is_set)
+    with pytest.raises(ValueError, match="cannot compile the regex"):
+        kept.ask(regex("(a"))
+    assert not first.ready

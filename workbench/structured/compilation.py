@@ -1,7 +1,8 @@
-"""Grammars on their way: what is asked for, and the one thread that makes them. Knows no backend.
+"""Grammars on their way: asked for, checked, and made in one thread. Knows no backend.
 
-The thread is there while there is something to make: it starts with the first grammar asked for and ends with
-the last. What nobody waits for any more is not made.
+A check has a thread of its own: it must not stand behind a grammar that takes seconds, and a check that takes
+long itself is not waited for. The thread that makes grammars is there while there is something to make. What
+nobody waits for any more is not made.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 from weakref import ReferenceType, ref
 
 from workbench.structured.grammar import CompiledGrammar, Spec
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CLOSED = "the engine was closed before its grammar was compiled"
 
@@ -26,6 +30,7 @@ class Compilation:
         self.spec = spec
         self._grammar: CompiledGrammar | None = None
         self._failure: str | None = None
+        self._checked = threading.Event()
         self._made = threading.Event()
 
     @property
@@ -53,16 +58,39 @@ class Compilation:
             raise ValueError(self._failure)
         return self._grammar
 
+    def wait_for_check(self, seconds: float) -> None:
+        """Return when what `check` refuses is known, or after so many seconds.
+
+        Raises:
+            ValueError: it was refused.
+        """
+        self._checked.wait(seconds)
+        if self._failure is not None:
+            raise ValueError(self._failure)
+
+    def check(self, check_spec: Callable[[Spec], None], go_on: Callable[[Compilation], None]) -> None:
+        """Look whether it can be made at all, now; if so it goes on before anybody hears of it."""
+        self._attempt(check_spec)
+        if self._failure is None:
+            go_on(self)
+        else:
+            self._made.set()
+        self._checked.set()
+
     def make(self, compile_spec: Callable[[Spec], CompiledGrammar]) -> None:
         """Compile it, now."""
+        self._grammar = self._attempt(compile_spec)
+        self._made.set()
+
+    def _attempt(self, work: Callable[[Spec], T]) -> T | None:
         try:
-            self._grammar = compile_spec(self.spec)
+            return work(self.spec)
         except ValueError as error:
             self._failure = str(error)
         except BaseException as error:
             logger.exception("a grammar cannot be compiled")
             self._failure = f"structured_outputs: {type(error).__name__}: {error}"
-        self._made.set()
+        return None
 
     def give_up(self, failure: str) -> None:
         """There will be none."""

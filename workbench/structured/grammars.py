@@ -1,9 +1,9 @@
 """Compiled grammars of one engine: the backends it may use, in order, and a cache. Knows no requests.
 
-What is asked for is checked at once, over single bytes, which takes milliseconds; it is compiled for the
-vocabulary in a thread, and whoever asked waits for it in the queue::
+What is asked for is checked at once, over single bytes, which mostly takes milliseconds; it is compiled for
+the vocabulary in a thread, and whoever asked waits for it in the queue::
 
-    ask -> refused | Compilation -> (thread) -> ready: a grammar | a failure
+    ask -> (check) -> refused | Compilation -> (thread) -> ready: a grammar | a failure
 
 The vocabulary is read there too, with the first grammar: an engine that needs none reads none.
 """
@@ -22,6 +22,7 @@ from workbench.structured.compilation import Compilation, Queue
 from workbench.structured.grammar import BYTES, Backend, CompiledGrammar, Spec, Vocabulary, check_begins
 from workbench.structured.specs import spec_of
 
+QUICK = 0.5  # seconds that whoever asks waits for the check
 CACHED = 128  # grammars kept that nobody holds; one takes from kilobytes to a few megabytes
 
 T = TypeVar("T")
@@ -66,14 +67,8 @@ class Grammars:
         if self._refusal is not None:
             raise ValueError(self._refusal)
         spec = spec_of(params)
-        if (found := self._find(spec)) is not None:
-            return found
-        self._first_able(lambda name: self._sketch(name).check(spec), spec)
-        with self._lock:
-            found = self._held.get(spec)  # another thread may have asked meanwhile
-            if found is None:
-                self._held[spec] = found = Compilation(spec)
-                self._queue.add(found)
+        found = self._find(spec) or self._begin(spec)
+        found.wait_for_check(QUICK)
         return found
 
     def compile(self, params: StructuredOutputsParams) -> CompiledGrammar:
@@ -91,9 +86,24 @@ class Grammars:
             found = self._held.get(spec)
             if found is not None and found.ready:
                 self._keep(found)
-        if found is not None and found.failure is not None:
-            raise ValueError(found.failure)
         return found
+
+    def _begin(self, spec: Spec) -> Compilation:
+        for name in self._names:
+            self._sketch(name)  # libraries are imported, which takes longer than most checks
+        with self._lock:
+            found = self._held.get(spec)  # another thread may have asked meanwhile
+            if found is not None:
+                return found
+            self._held[spec] = begun = Compilation(spec)
+        threading.Thread(target=self._check, args=(begun,), name="workbench-grammar-check").start()
+        return begun
+
+    def _check(self, compilation: Compilation) -> None:
+        def check_spec(spec: Spec) -> None:
+            self._first_able(lambda name: self._sketch(name).check(spec))
+
+        compilation.check(check_spec, self._queue.add)
 
     def _keep(self, compilation: Compilation) -> None:
         self._recent[compilation.spec] = compilation
@@ -116,9 +126,9 @@ class Grammars:
             check_begins(grammar, vocabulary, name)
             return grammar
 
-        return self._first_able(compiled, spec)
+        return self._first_able(compiled)
 
-    def _first_able(self, attempt: Callable[[str], T], spec: Spec) -> T:
+    def _first_able(self, attempt: Callable[[str], T]) -> T:
         """What comes of the first backend that takes the constraint."""
         reasons = []
         for name in self._names:
