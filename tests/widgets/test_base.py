@@ -14,7 +14,7 @@ import workbench.widgets
 from tests.trace.house import build
 from workbench.trace import Trace
 from workbench.trace.pictures import theme
-from workbench.widgets import CacheMap, Requests, Selection, Stepper, TokenBudget, linked
+from workbench.widgets import CacheMap, PrefixTree, Requests, Selection, Stepper, TokenBudget, linked
 from workbench.widgets.base import ON_CLICK, Widget
 
 STEPWISE = (TokenBudget, Requests, CacheMap, Stepper)
@@ -32,7 +32,7 @@ def place(widget: Widget) -> str:
     return str(widget._place.value)
 
 
-@pytest.mark.parametrize("kind", STEPWISE)
+@pytest.mark.parametrize("kind", [*STEPWISE, PrefixTree])
 class TestEveryWidget:
     def test_an_empty_trace_says_so_in_its_place(self, kind: type[Widget]) -> None:
         widget = kind(Trace())
@@ -96,7 +96,7 @@ class TestEveryWidget:
         self, kind: type[Widget], trace: Trace, tmp_path: Path
     ) -> None:
         trace.to_csv(tmp_path)
-        assert kind(Trace.load(tmp_path)).static() == kind(trace).static()
+        assert kind(Trace.load(tmp_path, trace.decode)).static() == kind(trace).static()
 
     def test_a_closed_widget_follows_no_more(self, kind: type[Widget]) -> None:
         house = build()
@@ -105,15 +105,17 @@ class TestEveryWidget:
         widget.close()
         assert house.trace.followers == ()
 
-    def test_names_of_requests_are_escaped(self, kind: type[Widget]) -> None:
-        house = build()
-        house.add([1] * 5, 3)
-        house.requests[0].request_id = house.requests[0].tables.name = "<img src=x>&'\""
-        house.run()
-        widget = kind(house.trace)
-        widget.selection.select(step=0, request="<img src=x>&'\"")
-        assert "<img" not in widget.static()
-        assert "&lt;img" in widget.static()
+
+@pytest.mark.parametrize("kind", STEPWISE)
+def test_names_of_requests_are_escaped(kind: type[Widget]) -> None:
+    house = build()
+    house.add([1] * 5, 3)
+    house.requests[0].request_id = house.requests[0].tables.name = "<img src=x>&'\""
+    house.run()
+    widget = kind(house.trace)
+    widget.selection.select(step=0, request="<img src=x>&'\"")
+    assert "<img" not in widget.static()
+    assert "&lt;img" in widget.static()
 
 
 def test_linked_widgets_follow_one_another(trace: Trace) -> None:
@@ -167,9 +169,9 @@ def test_importing_loads_nothing_and_without_ipywidgets_the_remedy_is_named() ->
 
 def test_widgets_need_neither_torch_nor_pandas() -> None:
     code = (
-        "import sys; from workbench.widgets import CacheMap, Requests, TokenBudget\n"
+        "import sys; from workbench.widgets import CacheMap, PrefixTree, Requests, TokenBudget\n"
         "from workbench.trace import Trace\n"
-        "TokenBudget(Trace()), Requests(Trace()), CacheMap(Trace())\n"
+        "TokenBudget(Trace()), Requests(Trace()), CacheMap(Trace()), PrefixTree(Trace())\n"
         "print(sorted({'torch', 'pandas'} & set(sys.modules)))"
     )
     assert in_a_new_process(code) == "[]"

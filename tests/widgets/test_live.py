@@ -9,7 +9,7 @@ import pytest
 from tests.trace.test_growing import NAMES, equal
 from workbench import LLM, SamplingParams, StructuredOutputsParams
 from workbench.trace.growing import GrowingTables
-from workbench.widgets import CacheMap, Dashboard, Requests, Stepper, TokenBudget, linked
+from workbench.widgets import CacheMap, Dashboard, PrefixTree, Requests, Stepper, TokenBudget, linked
 
 PROMPTS = [f"Write a story about fox {'very ' * (k % 5)}number {k}.\n\n" for k in range(6)]
 
@@ -21,7 +21,7 @@ def llm() -> Iterator[LLM]:
 
 
 def test_pictures_come_while_generate_runs_and_the_last_one_is_whole(llm: LLM) -> None:
-    widgets = linked(llm, TokenBudget, Requests, CacheMap, Dashboard)
+    widgets = linked(llm, TokenBudget, Requests, CacheMap, Dashboard, PrefixTree)
     seen: list[str] = []
     for widget in widgets:
         widget._place.observe(lambda change: seen.append(change["new"]), "value")
@@ -48,7 +48,7 @@ def test_tokens_come_the_same_whoever_watches(llm: LLM) -> None:
         return [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, params, use_tqdm=False)]
 
     alone = tokens()
-    widgets = linked(llm, TokenBudget, Requests, CacheMap, Dashboard)
+    widgets = linked(llm, TokenBudget, Requests, CacheMap, Dashboard, PrefixTree)
     assert tokens() == alone
     for widget in widgets:
         widget.close()
@@ -70,7 +70,7 @@ def test_tables_grow_with_forced_tokens_and_logprobs_too(llm: LLM) -> None:
         equal(grown[name], getattr(trace.columns, name))
 
 
-@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard, Stepper])
+@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard, Stepper, PrefixTree])
 def test_a_closed_engine_says_so_in_the_widgets_place(kind: type[TokenBudget]) -> None:
     with LLM("zoo/wren-1m", max_num_seqs=2) as empty:
         pass

@@ -10,7 +10,7 @@ import pytest
 from tests.widgets.long import STEPS, long_run
 from workbench.engine.events import StepCommitted
 from workbench.trace import Trace
-from workbench.widgets import CacheMap, Dashboard, Requests, Stepper, TokenBudget
+from workbench.widgets import CacheMap, Dashboard, PrefixTree, Requests, Stepper, TokenBudget
 from workbench.widgets.base import Widget
 
 FIRST_S, UPDATE_S = 1.0, 0.05
@@ -34,7 +34,7 @@ def long_trace(leave: int = 0) -> Trace:
     return trace
 
 
-@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard, Stepper])
+@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard, Stepper, PrefixTree])
 def test_the_first_picture_comes_within_a_second(kind: type[Widget]) -> None:
     trace = long_trace()
 
@@ -48,7 +48,7 @@ def test_the_first_picture_comes_within_a_second(kind: type[Widget]) -> None:
     assert best_of_three(first) < FIRST_S
 
 
-@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard, Stepper])
+@pytest.mark.parametrize("kind", [TokenBudget, Requests, CacheMap, Dashboard, Stepper, PrefixTree])
 def test_an_update_takes_50_ms(kind: type[Widget]) -> None:
     trace = long_trace(leave=400)
     widget = kind(trace)
@@ -67,6 +67,8 @@ def test_an_update_takes_50_ms(kind: type[Widget]) -> None:
     assert best_of_three(update) < UPDATE_S
     if isinstance(widget, TokenBudget | Requests):
         widget.zoom.show(5000, 5190)
+    elif isinstance(widget, PrefixTree):
+        widget.prompt.value = "1 " * 20 + "7 7 7 9"
     else:
         widget.selection.select(step=5000, block=7)
     assert best_of_three(widget.refresh) < UPDATE_S

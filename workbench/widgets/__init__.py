@@ -31,17 +31,29 @@ if TYPE_CHECKING:
     from workbench.widgets.cache_map import CacheMap
     from workbench.widgets.dashboard import Dashboard
     from workbench.widgets.logprobs import Logprobs
+    from workbench.widgets.prefix_tree import PrefixTree
     from workbench.widgets.requests import Requests
     from workbench.widgets.selection import Selection
     from workbench.widgets.stepper import Stepper
     from workbench.widgets.token_budget import TokenBudget
 
-__all__ = ["CacheMap", "Dashboard", "Logprobs", "Requests", "Selection", "Stepper", "TokenBudget", "linked"]
+__all__ = [
+    "CacheMap",
+    "Dashboard",
+    "Logprobs",
+    "PrefixTree",
+    "Requests",
+    "Selection",
+    "Stepper",
+    "TokenBudget",
+    "linked",
+]
 
 _HOMES = {
     "CacheMap": "workbench.widgets.cache_map",
     "Dashboard": "workbench.widgets.dashboard",
     "Logprobs": "workbench.widgets.logprobs",
+    "PrefixTree": "workbench.widgets.prefix_tree",
     "Requests": "workbench.widgets.requests",
     "Selection": "workbench.widgets.selection",
     "Stepper": "workbench.widgets.stepper",

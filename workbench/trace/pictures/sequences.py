@@ -20,7 +20,10 @@ class Sequences:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}  # of ids
-        self._whose: Longs = np.empty(0, np.int64)  # by line of the tokens table: the number of its id
+        self._lines: dict[int, list[Longs]] = {}  # of the tokens table, by the number of the id
+        self._read = 0
+        self._namesakes: dict[str, list[int]] = {}  # lines of the requests table, by id
+        self._known = 0  # of them
         self._prompts: dict[int, Longs] = {}
         self._requests: Table = {}
         self._tokens: Table = {}
@@ -28,14 +31,24 @@ class Sequences:
     def take(self, requests: Table, tokens: Table) -> None:
         """What the tables hold by now."""
         self._requests, self._tokens = requests, tokens
-        new, numbers = tokens["request_id"][len(self._whose) :].tolist(), self._numbers
-        whose = [numbers.setdefault(name, len(numbers)) for name in new]
-        self._whose = np.concatenate([self._whose, np.array(whose, np.int64)])
+        for place, name in enumerate(requests["request_id"][self._known :].tolist(), self._known):
+            self._namesakes.setdefault(name, []).append(place)
+        self._known = len(requests["request_id"])
+        new, numbers = tokens["request_id"][self._read :].tolist(), self._numbers
+        whose = np.array([numbers.setdefault(name, len(numbers)) for name in new], np.int64)
+        order = np.argsort(whose, kind="stable")
+        starts = np.flatnonzero(np.diff(whose[order], prepend=-1))
+        for lines in np.split(order, starts[1:]) if len(order) else ():
+            self._lines.setdefault(int(whose[lines[0]]), []).append(lines + self._read)
+        self._read += len(new)
+
+    def places(self, names: npt.NDArray[np.object_], times: npt.NDArray[np.float64]) -> Longs:
+        """Which lines of requests ids meant at these times, in seconds; NOBODY: none."""
+        return request_places(names, times, self._requests)
 
     def place(self, name: str, at: float) -> int:
         """Which line of requests an id meant at that time, in seconds; NOBODY: none."""
-        names = np.array([name], np.object_)
-        return int(request_places(names, np.array([at]), self._requests)[0])
+        return int(self.places(np.array([name], np.object_), np.array([at]))[0])
 
     def of(self, place: int, before: int | None = None) -> Longs:
         """[n]; the tokens of a request, NOT_KNOWN where the trace does not hold one.
@@ -68,9 +81,10 @@ class Sequences:
 
     def _generated(self, place: int, before: int | None) -> Longs:
         names = self._requests["request_id"]
-        lines = np.flatnonzero(self._whose == self._numbers.get(names[place], NOBODY))
-        same = np.flatnonzero(names == names[place])
+        parts = self._lines.get(self._numbers.get(names[place], NOBODY), [])
+        lines = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        same = self._namesakes[names[place]]
         if len(same) > 1:  # an id used again is another request
-            begins, times = self._requests["scheduled_s"][same], self._tokens["at_s"][lines]
-            lines = lines[np.searchsorted(begins, times, "right") - 1 == np.flatnonzero(same == place)[0]]
+            begins, times = self._requests["scheduled_s"][list(same)], self._tokens["at_s"][lines]
+            lines = lines[np.searchsorted(begins, times, "right") - 1 == same.index(place)]
         return lines if before is None else lines[self._tokens["step"][lines] < before]

@@ -1,0 +1,183 @@
+"""Which prefixes could be found in the cache in every step, how often each was, and what became of it.
+
+Reads the lines of the blocks table once, however often it has grown since. A key stands for a whole prefix;
+keys get numbers here. Draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.trace.pictures.key_chains import KeyChains, shown
+from workbench.trace.pictures.sequences import Sequences
+from workbench.trace.pictures.stretches import NOBODY
+from workbench.trace.schema import Table
+
+Longs = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+ROOT, NOT_KNOWN, NOT_ASKED = -1, -2, -3  # in place of a parent's number
+NO_KEY = -1
+_FORGETS = frozenset(("evicted", "withdrawn"))
+
+
+class Findable(NamedTuple):
+    """What could be found at one time, of one KV group."""
+
+    keys: Longs  # their numbers
+    hits: Longs  # requests that found each by then, since it was cached first
+    lines: Longs  # of the blocks table, the first about each
+
+
+class Gone(NamedTuple):
+    """A prefix that could be found once."""
+
+    step: int
+    event: str  # evicted or withdrawn
+    reason: str
+    request_id: str | None  # that the block was taken for
+
+
+class PrefixLog:
+    """Reads a run's blocks table as it grows: `take`, then `findable` at any step."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[int, str], int] = {}  # of keys, by KV group and text
+        self._groups: list[int] = []  # by key
+        self._first: list[int] = []  # by key: line
+        self._parents: list[int] = []  # by key
+        self._was_known: list[bool] = []  # by key: it was there before its first line
+        self._keys: Longs = np.empty(0, np.int64)  # by line
+        self._forgets: Bools = np.empty(0, np.bool_)
+        self._reused: Bools = np.empty(0, np.bool_)
+        self._table: Table = {}
+        self._there: dict[int, Bools] = {}  # by end of the lines that count: the last answer of `is_there`
+
+    def take(self, blocks: Table) -> None:
+        """What the table holds by now."""
+        self._table, read = blocks, len(self._keys)
+        events, groups = blocks["event"][read:].tolist(), blocks["group"][read:].tolist()
+        lines = zip(groups, blocks["key"][read:].tolist(), events, strict=True)
+        keys = [self._number(*said, line) for line, said in enumerate(lines, read)]
+        if keys:
+            self._there.clear()
+        self._keys = np.concatenate([self._keys, np.array(keys, np.int64)])
+        forgets, reused = [e in _FORGETS for e in events], [e == "reused" for e in events]
+        self._forgets = np.concatenate([self._forgets, np.array(forgets, np.bool_)])
+        self._reused = np.concatenate([self._reused, np.array(reused, np.bool_)])
+
+    def _number(self, group: int, key: str | None, event: str, line: int) -> int:
+        if key is None:
+            return NO_KEY
+        number = self._numbers.setdefault((group, key), len(self._first))
+        if number == len(self._first):
+            self._first.append(line)
+            self._groups.append(group)
+            self._parents.append(NOT_ASKED)
+            self._was_known.append(event != "cached")
+        return number
+
+    def number(self, key: bytes, group: int = 0) -> int | None:
+        """Of a key that was ever told of."""
+        return self._numbers.get((group, shown(key)))
+
+    # --- at a time ------------------------------------------------------------------------------------
+
+    def _end(self, step: int | None) -> int:
+        """Lines that a step counts; None: all."""
+        told = self._table["step"]
+        return len(told) if step is None else int(np.searchsorted(told, step, "right"))
+
+    def is_there(self, step: int | None) -> Bools:
+        """By key: whether it was found."""
+        end = self._end(step)
+        if end not in self._there:
+            self._there = {end: self._there_by(end)}
+        return self._there[end]
+
+    def _there_by(self, end: int) -> Bools:
+        last = np.full(len(self._first), NO_KEY)
+        lines = np.flatnonzero(self._keys[:end] != NO_KEY)
+        last[self._keys[lines]] = lines  # the last line of a key wins
+        told = last != NO_KEY
+        there = np.array(self._was_known, np.bool_)
+        there[told] = ~self._forgets[last[told]]
+        return there
+
+    def findable(self, step: int | None = None, group: int = 0) -> Findable:
+        """What a lookup in this step would find (None: now)."""
+        end = self._end(step)
+        there = self.is_there(step) & (np.array(self._groups, np.int64) == group)
+        keys = np.flatnonzero(there)
+        found = self._keys[:end][self._reused[:end]]
+        hits = np.bincount(found[found != NO_KEY], minlength=len(there))
+        return Findable(keys, hits[keys], np.array(self._first, np.int64)[keys])
+
+    def gone(self, key: bytes, step: int | None = None) -> Gone | None:
+        """When and why a prefix was forgotten last; None: it never was."""
+        number, end = self.number(key), self._end(step)
+        if number is None:
+            return None
+        lines = np.flatnonzero((self._keys[:end] == number) & self._forgets[:end])
+        if not len(lines):
+            return None
+        columns = (self._table[name][lines[-1]] for name in ("step", "event", "reason", "request_id"))
+        told, event, reason, request_id = columns
+        return Gone(int(told), event, reason, request_id)
+
+    def speakers(self, key: int, step: int | None = None) -> list[int]:
+        """Lines about a key, of those who wrote it or found it, the latest first."""
+        end = self._end(step)
+        lines = np.flatnonzero((self._keys[:end] == key) & ~self._forgets[:end])
+        told: list[int] = lines[::-1].tolist()
+        return told
+
+    def depths(self, lines: Longs, block_size: int) -> Longs:
+        """Blocks ahead of those that these lines are about; 0 where the trace began later."""
+        positions: npt.NDArray[np.float64] = self._table["position"][lines]
+        return np.nan_to_num(positions).astype(np.int64) // block_size
+
+    # --- chains ---------------------------------------------------------------------------------------
+
+    def writer(self, key: int, sequences: Sequences) -> tuple[int, int]:
+        """Line of the requests table, and position, of the first that is told to have had it."""
+        line = self._first[key]
+        position = self._table["position"][line]
+        return (NOBODY, 0) if np.isnan(position) else (self.whose(line, sequences), int(position))
+
+    def whose(self, line: int, sequences: Sequences) -> int:
+        """Line of the requests table that a line of the blocks table is about; NOBODY: none."""
+        name = self._table["request_id"][line]
+        return NOBODY if name is None else sequences.place(name, float(self._table["at_s"][line]))
+
+    def parents(self, keys: Longs, sequences: Sequences, chains: KeyChains | None) -> Longs:
+        """The key that stands for the prefix one block shorter: its number, ROOT, or NOT_KNOWN."""
+        asked = [key for key in keys.tolist() if self._parents[key] == NOT_ASKED]
+        if asked:
+            self._work_out(asked, sequences, chains)
+        return np.array(self._parents, np.int64)[keys]
+
+    def _work_out(self, asked: list[int], sequences: Sequences, chains: KeyChains | None) -> None:
+        lines = np.array([self._first[key] for key in asked], np.int64)
+        places = sequences.places(self._table["request_id"][lines], self._table["at_s"][lines])
+        by_writer: dict[int, list[int]] = defaultdict(list)
+        for key, place in zip(asked, places.tolist(), strict=True):
+            self._parents[key] = NOT_KNOWN
+            by_writer[place].append(key)
+        for place, keys in by_writer.items():
+            if place != NOBODY and chains is not None:
+                self._link(keys, sequences.root(place), sequences.of(place), chains)
+
+    def _link(self, keys: list[int], root: bytes, tokens: Longs, chains: KeyChains) -> None:
+        """Parents of keys that one request wrote, from its tokens."""
+        chain = [self.number(key) for key in chains.keys(root, tokens)]
+        before = {key: place for place, key in enumerate(chain) if key is not None}
+        for key in keys:
+            place = before.get(key)
+            if place is not None:
+                parent = chain[place - 1] if place else ROOT
+                self._parents[key] = NOT_KNOWN if parent is None else parent
