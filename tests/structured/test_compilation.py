@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from workbench import StructuredOutputsParams
 from workbench.structured import grammars as module
+from workbench.structured.backends import MODULES
 from workbench.structured.compilation import CLOSED, Compilation
-from workbench.structured.grammar import BYTES, CompiledGrammar, Spec
+from workbench.structured.grammar import BYTES, CompiledGrammar, Spec, Vocabulary, token_ids_of
 from workbench.structured.grammars import Grammars
 from workbench.structured.xgrammar import XGrammar
 
@@ -40,7 +42,7 @@ class Gated(XGrammar):
         return super().compile(spec)
 
 
-VOCABULARY = BYTES.__class__(BYTES.tokens, BYTES.eos_token_ids)  # equal, and another
+VOCABULARY = Vocabulary(BYTES.tokens, BYTES.eos_token_ids)  # equal, and another
 
 
 class Checking(XGrammar):
@@ -194,3 +196,33 @@ def test_a_check_does_not_stand_behind_a_grammar_that_takes_long(gated: Gated) -
     with pytest.raises(ValueError, match="cannot compile the regex"):
         kept.ask(regex("(a"))
     assert not first.ready
+
+
+@pytest.mark.parametrize("backend", MODULES)
+def test_threads_that_ask_for_different_grammars_at_once_get_theirs(backend: str) -> None:
+    kept, wrong = Grammars(backend, lambda: VOCABULARY), list[str]()
+
+    def ask(number: int) -> None:
+        letters = "abcdefgh"[number : number + 2]
+        for count in range(1, 9):
+            row = np.zeros(BYTES.words, np.int32)
+            kept.compile(regex(f"[{letters}]{{{count}}}")).start().fill(row)
+            if bytes(token_ids_of(row)).decode() != letters:
+                wrong.append(f"{letters}: {token_ids_of(row)}")
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+
+
+def test_a_tag_that_names_a_token_is_left_to_the_vocabulary_that_has_it() -> None:
+    larger = Vocabulary((*BYTES.tokens, *[b"%d" % i for i in range(100)]), BYTES.eos_token_ids)
+    tag = {"type": "structural_tag", "format": {"type": "token", "token": 300}}
+    row = np.zeros(larger.words, np.int32)
+    compiled = Grammars("xgrammar", lambda: larger).compile(StructuredOutputsParams(structural_tag=tag))
+    compiled.start().fill(row)
+    assert token_ids_of(row) == [300]
