@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import workbench.widgets
@@ -141,6 +143,25 @@ def test_a_click_reaches_the_hidden_input_of_its_own_widget(trace: Trace) -> Non
 def test_only_what_exists_can_be_selected() -> None:
     with pytest.raises(TypeError, match="'steps'"):
         Selection().select(steps=1)
+
+
+@pytest.mark.parametrize("chosen", [{"step": "7"}, {"step": 1.5}, {"block": True}, {"request": 7}])
+def test_what_is_selected_is_checked_where_it_is_said(chosen: dict[str, Any]) -> None:
+    selection = Selection()
+    with pytest.raises(TypeError, match=next(iter(chosen))):
+        selection.select(**chosen)
+    assert (selection.step, selection.request, selection.block) == (None, None, None)
+    selection.select(step=np.int64(7), request="7")
+    assert (type(selection.step), selection.request) == (int, "7")
+
+
+@pytest.mark.parametrize("kind", STEPWISE)
+def test_after_a_click_on_what_is_gone_the_picture_is_there(kind: type[Widget], trace: Trace) -> None:
+    widget = kind(trace)
+    for what in ("request:99999", "nothing"):
+        widget._pick.value = what
+        assert "<svg" in place(widget)
+        assert widget.selection.step is widget.selection.request is None
 
 
 def test_the_names_are_there_and_no_others() -> None:

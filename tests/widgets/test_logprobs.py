@@ -169,7 +169,7 @@ def test_what_users_and_tokens_spell_is_escaped() -> None:
 def test_the_report_has_the_same_text(tmp_path: Path) -> None:
     house = house_of([1] * 9)
     page = house.trace.to_report(tmp_path / "r.html").read_text(encoding="utf-8")
-    (text,) = re.findall(r"<div class=tokens>.*?</div>", page, re.DOTALL)
+    (text,) = re.findall(r"<div class=passage>.*?</div>", page, re.DOTALL)
     assert text.replace(" chosen", "") in place(Logprobs(house.trace)).replace(" chosen", "")
     assert "How likely" not in house_of([1] * 9, logprobs=None).trace.to_report(tmp_path / "n").read_text()
 

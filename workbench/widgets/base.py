@@ -141,7 +141,11 @@ class Widget(VBox):
         if not what:
             return
         self._pick.value = ""  # the same element may be clicked again
-        self.picked(what)
+        try:
+            self.picked(what)
+        except (LookupError, ValueError, TypeError):  # of a picture that is no more: the new one is shown
+            logger.exception("%s: %r is not there to be clicked", type(self).__name__, what)
+            self.refresh()
 
     def close(self) -> None:
         """Draw no more, and leave the notebook."""

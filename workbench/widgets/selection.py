@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import SupportsIndex
+
+from workbench.checks import integer
 
 
 class Selection:
@@ -17,15 +20,13 @@ class Selection:
         self.block: int | None = None
         self._hearers: list[Callable[[], None]] = []
 
-    def select(self, **chosen: int | str | None) -> None:
+    def select(self, **chosen: SupportsIndex | str | None) -> None:
         """Point at something else: `select(step=12)`, `select(request="0", step=None)`.
 
         Raises:
-            TypeError: there is nothing of that name to select.
+            TypeError: there is nothing of that name to select, or it is told otherwise.
         """
-        for name in chosen:
-            if name not in ("step", "request", "block"):
-                raise TypeError(f"nothing is called {name!r} here: select a step, a request or a block")
+        chosen = {name: _checked(name, value) for name, value in chosen.items()}
         if all(getattr(self, name) == value for name, value in chosen.items()):
             return
         vars(self).update(chosen)
@@ -43,3 +44,16 @@ class Selection:
 
     def __repr__(self) -> str:
         return f"Selection(step={self.step}, request={self.request!r}, block={self.block})"
+
+
+def _checked(name: str, value: object) -> int | str | None:
+    """What is selected, as a plain value; numpy's integers are integers, too."""
+    if name not in ("step", "request", "block"):
+        raise TypeError(f"nothing is called {name!r} here: select a step, a request or a block")
+    if value is None:
+        return None
+    if name != "request":
+        return integer(name, value)
+    if not isinstance(value, str):
+        raise TypeError(f"request is {value!r}: use a request's id, a str")
+    return value

@@ -177,7 +177,7 @@ def draw(
     )
     skylines = "".join(skyline(run, by, within) for run in runs)
     note = "".join(f"<p class=note>{escape(text)}</p>" for text in _notes(runs, by, names, parts_at))
-    return f"{skylines}{note}<div class=tokens>{cells}</div>{_legend(by)}"
+    return f"{skylines}{note}<div class=passage>{cells}</div>{_legend(by)}"
 
 
 def head(runs: Sequence[Tokens], within: range) -> str:
