@@ -22,12 +22,15 @@ from workbench.engine.loop import Engine
 from workbench.engine.policies import policy_named
 from workbench.engine.scheduler import Scheduler
 from workbench.logits_processors import find, make
+from workbench.lora.adapter_file import read_adapter
+from workbench.lora.adapters import Adapters
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.folder import resolve
 from workbench.models.loading import load_model
 from workbench.models.rotary import build_rotary
 from workbench.models.spec import ModelSpec, read_spec
+from workbench.runtime.adapter_weights import load_weights
 from workbench.runtime.assembly import make_runner, scratch_bytes
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_formats import Stored, described, pick_storage
@@ -56,6 +59,7 @@ class Built:
     processors: tuple[type[Any], ...]  # classes of its logits processors
     store: KVStore
     grammars: Grammars
+    adapters: Adapters | None  # None: LoRA is not enabled
 
 
 def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
@@ -91,39 +95,61 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         model = load(config.max_model_len)
     elif len(model.rotary.cos_sin) != config.max_model_len:  # some scalings depend on the length served
         model = replace(model, rotary=build_rotary(spec, config.max_model_len, device))
-    config = replace(config, logits_processors=tuple([kind.__qualname__ for kind in found]))
+    config = replace(_with_adapters(config, settings), logits_processors=tuple(k.__qualname__ for k in found))
     processors = make(found, config, device)
     tokenizer = _tokenizer(settings, folder)
     grammars = _grammars(config.structured_outputs_backend, tokenizer, spec)
+    adapters = _adapters(config, spec, dtype) if config.enable_lora else None
     try:
         size = (config.num_blocks, config.block_size)
         store = KVStore(spec, groups, *size, stored.formats, device, stored.scales)
         runner = make_runner(
-            model,
-            groups,
-            store,
-            config,
-            settings.logprobs_mode,
-            clock,
-            settings.enforce_eager,
-            grammars.compile,
-            processors,
-        )
+            model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager,
+            grammars.compile, processors, adapters,
+        )  # fmt: skip
     except (RuntimeError, MemoryError) as error:
         if not _lacks_memory(error):
             raise  # a kernel failed, say: no size would help
         raise ValueError(_no_memory(config, budget, error)) from error
     store.scales_due = settings.calculate_kv_scales
-    engine = Engine(_scheduler(settings, config, groups, clock, emit), runner, int(config.async_scheduling))
+    scheduler = _scheduler(settings, config, groups, clock, emit, adapters)
+    engine = Engine(scheduler, runner, int(config.async_scheduling))
     memory = _memory_table(config, budget)
     logger.info("%s", memory)
-    return Built(engine, config, spec, folder, tokenizer, memory, tuple(found), store, grammars)
+    return Built(engine, config, spec, folder, tokenizer, memory, tuple(found), store, grammars, adapters)
 
 
 def _tokenizer(s: Settings, folder: Path) -> Any | None:
     if s.skip_tokenizer_init:
         return None
     return load_tokenizer(s.tokenizer or folder, trust_remote_code=s.trust_remote_code)
+
+
+def _with_adapters(config: EngineConfig, s: Settings) -> EngineConfig:
+    return replace(
+        config,
+        enable_lora=s.enable_lora,
+        max_loras=s.max_loras,
+        max_lora_rank=s.max_lora_rank,
+        max_cpu_loras=s.max_cpu_loras or s.max_loras,
+    )
+
+
+def _adapters(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> Adapters:
+    return Adapters(
+        resolve,
+        lambda folder: read_adapter(folder, spec, config.max_lora_rank),
+        lambda file: load_weights(file, spec, dtype),
+        config.max_loras,
+        config.max_cpu_loras,
+    )
+
+
+def adapters_of(built: Built) -> Adapters:
+    """Of an engine that has adapters; ValueError where it has none."""
+    if built.adapters is None:
+        raise ValueError("the engine has no adapters: open the LLM with enable_lora=True")
+    return built.adapters
 
 
 def give_memory_back(device: str) -> None:
@@ -258,7 +284,12 @@ def _speculation(s: Settings, device: torch.device) -> SpeculativeConfig | None:
 
 
 def _scheduler(
-    s: Settings, config: EngineConfig, groups: tuple[KVGroup, ...], clock: Clock, emit: Emitter
+    s: Settings,
+    config: EngineConfig,
+    groups: tuple[KVGroup, ...],
+    clock: Clock,
+    emit: Emitter,
+    adapters: Adapters | None,
 ) -> Scheduler:
     digest = hash_function(config.prefix_caching_hash_algo)
     cache = CacheManager(
@@ -270,4 +301,6 @@ def _scheduler(
         config.max_model_len,
         s.long_prefill_token_threshold,
     )
-    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit, make_speculator(config))
+    return Scheduler(
+        limits, cache, policy_named(s.scheduling_policy), clock, emit, make_speculator(config), adapters
+    )

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from workbench.cache.hashing import HashAlgorithm, hash_function
-from workbench.checks import at_least, within
+from workbench.checks import at_least, integer, within
 from workbench.engine.policies import Policy, policy_named
 from workbench.errors import check_names
 from workbench.models.spec import ModelSpec
@@ -42,7 +42,6 @@ _REMOVED = {
 }
 # Each capability deletes its own line when it comes.
 _LATER = {
-    "enable_lora": (False, "LoRA"),
     "tensor_parallel_size": (1, "tensor parallelism"),
 }
 PER_TOKEN_HEAD = "fp8_per_token_head"
@@ -67,14 +66,23 @@ _SWITCHES = (
     "trust_remote_code",
     "async_scheduling",
     "calculate_kv_scales",
+    "enable_lora",
 )
-_AT_LEAST = {"block_size": 1, "long_prefill_token_threshold": 0, "max_logprobs": -1, "seed": 0}
+_AT_LEAST = {
+    "block_size": 1,
+    "long_prefill_token_threshold": 0,
+    "max_logprobs": -1,
+    "seed": 0,
+    "max_loras": 1,
+}
+MOST_RANK = 256  # of a LoRA adapter
 _AT_LEAST_OR_OPEN = {
     "max_model_len": 2,  # a prompt of one token, and the answer to it
     "max_num_seqs": 1,
     "max_num_batched_tokens": 1,
     "num_gpu_blocks_override": 1,
     "kv_cache_memory_bytes": 1,
+    "max_cpu_loras": 1,
 }
 LOGPROBS_MODES = ("raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits")
 
@@ -161,6 +169,10 @@ class EngineConfig:
     logits_processors: tuple[str, ...] = ()  # names of their classes
     kv_cache_dtype: str = ""  # of the keys and values, and of layers that are stored otherwise
     kv_scales: str = ""  # where an FP8 cache has its scales from
+    enable_lora: bool = False
+    max_loras: int = 1  # adapters on the device at once
+    max_lora_rank: int = 16
+    max_cpu_loras: int = 1  # adapters whose weights are kept on the host
 
     @property
     def num_cache_tokens(self) -> int:
@@ -208,6 +220,9 @@ def _checked(s: Settings) -> Settings:
     for name, low in _AT_LEAST_OR_OPEN.items():
         value = getattr(s, name)
         numbers[name] = None if value is None else at_least(name, value, low)
+    numbers["max_lora_rank"] = int(
+        within("max_lora_rank", integer("max_lora_rank", s.max_lora_rank), 1, MOST_RANK)
+    )
     numbers["gpu_memory_utilization"] = within("gpu_memory_utilization", s.gpu_memory_utilization, 0.0, 1.0)
     checked = replace(
         s, model=_place("model", s.model), tokenizer=_place("tokenizer", s.tokenizer), **numbers
@@ -266,6 +281,12 @@ def _check_together(s: Settings) -> None:
         raise ValueError(
             f"max_num_batched_tokens is {s.max_num_batched_tokens}, less than max_num_seqs {s.max_num_seqs}:"
             " a step must hold a token for each running request; raise the one or lower the other"
+        )
+
+    if s.max_cpu_loras is not None and s.max_cpu_loras < s.max_loras:
+        raise ValueError(
+            f"max_cpu_loras is {s.max_cpu_loras}, less than max_loras {s.max_loras}: what is on the device"
+            " is kept on the host too; raise the one or lower the other"
         )
 
 

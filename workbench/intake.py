@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workbench.build import Built
+from workbench.build import Built, adapters_of
 from workbench.cache.hashing import hash_function, root_key
 from workbench.checks import integer
 from workbench.engine.clock import Clock
@@ -80,8 +80,6 @@ class Intake:
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params is {params!r}: use SamplingParams(...)")
         request_id = None if request_id is None else read_id(request_id)
-        if lora_request is not None:
-            raise ValueError("lora_request: LoRA is not available yet; leave it out")
         params = params.clone()
         params.validate()
         check_against(
@@ -101,17 +99,22 @@ class Intake:
         grammar = None
         if params.structured_outputs is not None:
             grammar = self._built.grammars.ask(params.structured_outputs)
+        adapter = None if lora_request is None else self._adapter(lora_request)
         number = self._next_number(params.n)
         name = str(number) if request_id is None else request_id
-        parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens)
+        parent = Parent(name, read.text, params, self._built.tokenizer, self._read_tokens, lora_request)
         for child, own in enumerate(_names(name, params.n)):
             seed = self._seed(params, number, child)
-            request = self._request(own, read, params, seed, integer("priority", priority), grammar)
+            request = self._request(own, read, params, seed, integer("priority", priority), grammar, adapter)
             request.bad_words = bad_words
             if params.prompt_logprobs is not None and child == 0:
                 request.score_prompt(score_from)
             parent.add(request)
         return parent
+
+    def _adapter(self, lora_request: LoRARequest) -> int:
+        """The engine's number of an adapter, which is read and checked when it comes for the first time."""
+        return adapters_of(self._built).add(lora_request).number
 
     def _check_possible(self, params: SamplingParams, bad_words: Words) -> None:
         """Some token must be left to sample, also while min_tokens forbids those that end a request."""
@@ -169,10 +172,13 @@ class Intake:
         seed: int,
         priority: int,
         grammar: Compilation | None,
+        adapter: int | None,
     ) -> Request:
         most = self._built.config.max_model_len
         room = most - len(prompt.token_ids)
-        extra = () if prompt.cache_salt is None else ("salt", prompt.cache_salt)
+        extra: tuple[str | int, ...] = () if prompt.cache_salt is None else ("salt", prompt.cache_salt)
+        if adapter is not None:
+            extra += ("adapter", adapter)
         cache = self._built.engine.scheduler.cache
         return Request(
             request_id=name,
@@ -185,6 +191,7 @@ class Intake:
             tables=cache.open(root_key(self._digest, extra)),
             priority=priority,
             need=grammar,
+            adapter=adapter,
         )
 
 

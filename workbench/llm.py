@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.beams import BeamSearch
 from workbench.between_steps import BetweenSteps
-from workbench.build import Built, build, give_memory_back
+from workbench.build import Built, adapters_of, build, give_memory_back
 from workbench.cache.hashing import HashAlgorithm
 from workbench.config import EngineConfig, read_settings
 from workbench.defaults import default_sampling_params
@@ -25,8 +24,9 @@ from workbench.open_requests import CLOSED, OpenRequests
 from workbench.outputs import BeamSearchOutput, Likelihood, RequestOutput
 from workbench.params import BeamSearchParams, LoRARequest, RequestOutputKind, SamplingParams
 from workbench.parent import Parent
+from workbench.parts import Parts
 from workbench.progress import Progress
-from workbench.prompts import conversations_of, encode, written_by_template
+from workbench.prompts import encode_chats
 from workbench.reserved import reserved
 from workbench.step import Step, describe
 from workbench.streams import AsyncStreams, stream
@@ -105,23 +105,25 @@ class LLM:
         settings = read_settings(given | unknown)
         self._clock = wall_clock
         self._emit = Emitter()
-        self._built: Built | None = build(settings, self._clock, self._emit)
-        self.config: EngineConfig = self._built.config
-        self._memory = self._built.memory
-        self._requests = OpenRequests(self._built.engine)
-        self._streams: AsyncStreams | None = AsyncStreams(self._requests)
-        self._checks: Intake | None = Intake(
-            self._built, self._clock, self._engine.scheduler.tokens_of, self._requests.in_use
-        )
-        self._watchers = Watchers(self._emit, self._clock, lambda: self._built)
+        built = build(settings, self._clock, self._emit)
+        self.config: EngineConfig = built.config
+        self._memory = built.memory
+        self._requests = OpenRequests(built.engine)
+        intake = Intake(built, self._clock, built.engine.scheduler.tokens_of, self._requests.in_use)
+        self._open: Parts | None = Parts(built, intake, AsyncStreams(self._requests))
+        self._watchers = Watchers(self._emit, self._clock, lambda: self._open and self._open.built)
 
     # --- the parts ------------------------------------------------------------------------------------
 
     @property
-    def _parts(self) -> Built:
-        if self._built is None:
+    def _opened(self) -> Parts:
+        if self._open is None:
             raise RuntimeError(CLOSED)
-        return self._built
+        return self._open
+
+    @property
+    def _parts(self) -> Built:
+        return self._opened.built
 
     @property
     def _engine(self) -> Engine[Any]:
@@ -129,15 +131,7 @@ class LLM:
 
     @property
     def _intake(self) -> Intake:
-        if self._checks is None:
-            raise RuntimeError(CLOSED)
-        return self._checks
-
-    @property
-    def _async_streams(self) -> AsyncStreams:
-        if self._streams is None:
-            raise RuntimeError(CLOSED)
-        return self._streams
+        return self._opened.intake
 
     @property
     def scheduler(self) -> BetweenSteps:
@@ -168,7 +162,7 @@ class LLM:
 
     def __repr__(self) -> str:
         c = self.config
-        state = ", closed" if self._built is None else ""
+        state = ", closed" if self._open is None else ""
         return (
             f"LLM({c.model!r}, {c.device_name}, {c.dtype}, {c.num_blocks} blocks of {c.block_size},"
             f" budget {c.max_num_batched_tokens}, {c.max_num_seqs} requests of {c.max_model_len}{state})"
@@ -237,26 +231,14 @@ class LLM:
         priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answer conversations: a list of {"role", "content"} messages, or a list of such lists."""
-        tokenizer = self.get_tokenizer()
-        if chat_template is None and not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the model has no chat template: pass chat_template=..., or use generate")
-        if continue_final_message and add_generation_prompt:
-            raise ValueError("continue_final_message goes with add_generation_prompt=False")
-        conversations = conversations_of(messages)
-        written = partial(
-            tokenizer.apply_chat_template,
-            chat_template=chat_template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            tokenize=False,
+        encoded = encode_chats(
+            self.get_tokenizer(),
+            messages,
+            chat_template,
+            add_generation_prompt,
+            continue_final_message,
+            tools,
         )
-        prompts = written_by_template(written, conversations)
-        # The template has written the special tokens already.
-        encoded = [
-            {"prompt": prompt, "prompt_token_ids": encode(prompt, tokenizer, add_special_tokens=False)}
-            for prompt in prompts
-        ]
         return self.generate(
             encoded, sampling_params, use_tqdm=use_tqdm, lora_request=lora_request, priority=priority
         )
@@ -304,7 +286,7 @@ class LLM:
         """As `stream`, for async code; several at once share batches. One worker thread drives the engine."""
         params = self.get_default_sampling_params() if params is None else params
         parent = self._intake.one(prompt, params, None, lora_request, priority)
-        return self._async_streams.stream(parent)
+        return self._opened.streams.stream(parent)
 
     # --- by hand --------------------------------------------------------------------------------------
 
@@ -371,14 +353,34 @@ class LLM:
             self._engine.drain()
             return self._engine.scheduler.forget_prefixes()
 
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Read an adapter, check it and bring its weights to the host, ahead of its first request."""
+        adapters_of(self._parts).add(lora_request)
+        return True
+
+    def remove_lora(self, lora_id: int) -> bool:
+        """Forget an adapter; False where there is none. ValueError while open requests use it."""
+        with self._engine.undisturbed():
+            self._engine.drain()
+            return adapters_of(self._parts).remove(lora_id, self._engine.scheduler.users_of)
+
+    def list_loras(self) -> set[int]:
+        """The lora_int_ids that were added, by `add_lora` or with a request."""
+        return adapters_of(self._parts).ids()
+
+    def pin_lora(self, lora_id: int) -> bool:
+        """From its next request on, an adapter keeps its slot on the device until it is removed."""
+        with self._engine.undisturbed():
+            return adapters_of(self._parts).pin(lora_id)
+
     def close(self) -> None:
         """End what is open and give all memory back. The trace can still be read."""
-        if self._built is None:
+        if self._open is None:
             return
         self._requests.close()
-        self._built.grammars.close()
+        self._parts.grammars.close()
         self._emit.off_switch()  # or the books stay alive with the trace
-        self._built = self._checks = self._streams = None
+        self._open = None
         give_memory_back(self.config.device)
 
     def __enter__(self) -> LLM:

@@ -15,7 +15,7 @@ from workbench.engine.plan import Ints
 from workbench.engine.request import Request
 from workbench.engine.result import LogprobColumns, Scores
 from workbench.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from workbench.params import RequestOutputKind, SamplingParams
+from workbench.params import LoRARequest, RequestOutputKind, SamplingParams
 from workbench.text import TextStream, decoder, speller
 from workbench.token_logprobs import CONTEXT, Listing, PromptLogprobs, Spell, TokenLogprobs
 
@@ -42,6 +42,7 @@ class Parent:
     params: SamplingParams
     tokenizer: Any | None
     read_tokens: ReadTokens
+    lora_request: LoRARequest | None = None
     children: list[Child] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None  # once they are complete
     prompt_told: bool = False  # DELTA: they were handed out
@@ -95,7 +96,7 @@ class Parent:
             outputs=outputs,
             finished=self.finished,
             metrics=self._metrics(),
-            lora_request=None,
+            lora_request=self.lora_request,
             num_cached_tokens=first.num_cached_tokens,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -150,6 +151,35 @@ def _text_of_part(part: Any) -> str:
             f"a part of a message is {reprlib.repr(part)}: only text is available, images are not yet"
         )
     return text
+
+
+def encode_chats(
+    tokenizer: Any,
+    messages: Any,
+    chat_template: str | None,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    tools: list[dict[str, Any]] | None,
+) -> list[dict[str, Any]]:
+    """Conversations as prompts; the arguments are those of `LLM.chat`."""
+    if chat_template is None and not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the model has no chat template: pass chat_template=..., or use generate")
+    if continue_final_message and add_generation_prompt:
+        raise ValueError("continue_final_message goes with add_generation_prompt=False")
+    conversations = conversations_of(messages)
+    write = partial(
+        tokenizer.apply_chat_template,
+        chat_template=chat_template,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        tools=tools,
+        tokenize=False,
+    )
+    # The template has written the special tokens already.
+    return [
+        {"prompt": prompt, "prompt_token_ids": encode(prompt, tokenizer, add_special_tokens=False)}
+        for prompt in written_by_template(write, conversations)
+    ]
 
 
 def written_by_template(write: Callable[[Any], str], conversations: Sequence[Any]) -> list[str]:

@@ -6,16 +6,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 _GENERATES = "this engine generates text; use generate or chat"
-_NO_LORA = "only the base model runs"
 _RESERVED = {
     "embed": _GENERATES,
     "encode": _GENERATES,
     "classify": _GENERATES,
     "score": _GENERATES,
-    "add_lora": _NO_LORA,
-    "remove_lora": _NO_LORA,
-    "list_loras": _NO_LORA,
-    "pin_lora": _NO_LORA,
 }
 
 

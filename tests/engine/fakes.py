@@ -22,19 +22,28 @@ from workbench.engine.running import Running
 VOCABULARY = 97
 
 
-def next_token(tokens: np.ndarray, seed: int = 0) -> int:
-    """A token that depends on every token before it and on the seed."""
-    digest = hashlib.blake2b(
-        tokens.astype(np.int32).tobytes() + seed.to_bytes(8, "little"), digest_size=4
-    ).digest()
+NO_ADAPTER = -1
+OF_ADAPTER = 1000  # what an adapter's number adds to a token in the KV store, times one more than it
+
+
+def next_token(tokens: np.ndarray, seed: int = 0, adapter: int = NO_ADAPTER) -> int:
+    """A token that depends on every token before it, on the seed and on the adapter."""
+    told = (seed + ((adapter + 1) << 40)).to_bytes(8, "little")
+    digest = hashlib.blake2b(tokens.astype(np.int32).tobytes() + told, digest_size=4).digest()
     return int.from_bytes(digest, "little") % VOCABULARY
 
 
-def alone(prompt: list[int], count: int, seed: int = 0, stop: frozenset[int] = frozenset()) -> list[int]:
+def alone(
+    prompt: list[int],
+    count: int,
+    seed: int = 0,
+    stop: frozenset[int] = frozenset(),
+    adapter: int = NO_ADAPTER,
+) -> list[int]:
     """What a request generates with nobody beside it."""
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(np.array(tokens), seed))
+        tokens.append(next_token(np.array(tokens), seed, adapter))
         if tokens[-1] in stop:
             break
     return tokens[len(prompt) :]
@@ -57,6 +66,7 @@ class FakeRunner:
 
     def reset(self) -> None:
         self.rows: dict[int, dict] = {}
+        self.slots: dict[int, int] = {}  # of adapters: which lies in each
         self.tickets: deque = deque()
 
     def launch(self, plan: StepPlan) -> StepResult:
@@ -69,6 +79,7 @@ class FakeRunner:
             tables = [list(blocks) for blocks in added.blocks]
             self.rows[added.row] = {"tokens": added.token_ids.tolist(), "tables": tables, "seed": added.seed}
             self.rows[added.row]["prompt"] = added.num_prompt_tokens
+            self.rows[added.row]["slot"] = added.adapter
             self.rows[added.row]["constrained"] = added.params.structured_outputs is not None
         for group, growth in enumerate(plan.grown):
             for row, place, block in zip(growth.rows, growth.places, growth.blocks, strict=True):
@@ -78,6 +89,7 @@ class FakeRunner:
                 forced = self.forces and self.rows[int(row)]["constrained"]
                 assert place == len(table) or behind >= 0 or forced, "a block that holds tokens is given back"
                 table[place:] = [block]
+        self.slots.update(plan.loads)
         if plan.index in self.fail_at:
             raise RuntimeError(f"injected at step {plan.index}")
         drafts = self._take_drafts(plan)
@@ -153,8 +165,14 @@ class FakeRunner:
         while len(state["tokens"]) < begin + count:
             if len(state["tokens"]) + 1 - state["prompt"] == self.failing.get(state["seed"]):
                 break
-            state["tokens"].append(next_token(np.array(state["tokens"]), state["seed"]))
+            state["tokens"].append(
+                next_token(np.array(state["tokens"]), state["seed"], self.adapter_of(state))
+            )
         return np.array(state["tokens"][begin:], np.int32)
+
+    def adapter_of(self, state: dict) -> int:
+        """The adapter that lies in the slot which the row was told to read."""
+        return NO_ADAPTER if state["slot"] is None else self.slots[state["slot"]]
 
     def collect(self, ticket: StepResult) -> StepResult:
         return ticket
@@ -164,22 +182,25 @@ class FakeRunner:
             block, offset = divmod(position, self.block_size)
             for group, table in enumerate(state["tables"]):
                 assert table[block] != 0, "a write into the null block"
-                self.store[group, table[block], offset] = state["tokens"][position]
+                of_adapter = OF_ADAPTER * (self.adapter_of(state) + 1)
+                self.store[group, table[block], offset] = state["tokens"][position] + of_adapter
 
     def _read(self, state: dict, length: int) -> int:
         assert length == len(state["tokens"]), "a sampled position is not the last"
         read = [state["tokens"]]
         for group, (table, window) in enumerate(zip(state["tables"], self.windows, strict=True)):
             first = 0 if window is None else max(0, length - window)
+            of_adapter = OF_ADAPTER * (self.adapter_of(state) + 1)
             got = [
-                self.store[group, table[p // self.block_size], p % self.block_size]
+                self.store[group, table[p // self.block_size], p % self.block_size] - of_adapter
                 for p in range(first, length)
             ]
             assert got == state["tokens"][first:], (
                 f"{got} {state} the cache does not hold the request's tokens"
             )
             read.append(got)
-        return next_token(np.array(read[1] if self.windows[0] is None else read[0]), state["seed"])
+        tokens = np.array(read[1] if self.windows[0] is None else read[0])
+        return next_token(tokens, state["seed"], self.adapter_of(state))
 
 
 class FakeSpeculation:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.fakes import VOCABULARY, FakeRunner, FakeSpeculation, alone
+from tests.engine.fakes import NO_ADAPTER, VOCABULARY, FakeRunner, FakeSpeculation, alone
 from workbench.cache.hashing import hash_function
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
+from workbench.engine.adapter_turns import Adapters
 from workbench.engine.books import Limits
 from workbench.engine.events import Emitter, StepCommitted
 from workbench.engine.policies import policy_named
@@ -81,7 +82,7 @@ arrivals = st.lists(
 class World:
     """A scheduler, a fake runner, and a loop that checks the laws after every step."""
 
-    def __init__(self, setup: dict) -> None:
+    def __init__(self, setup: dict, adapters: Adapters | None = None) -> None:
         groups = [KVGroup((layer,), window) for layer, window in enumerate(setup["windows"])]
         pool = BlockPool(setup["num_blocks"])
         digest = hash_function("sha256")
@@ -92,7 +93,13 @@ class World:
         kind = setup.get("drafter")
         self.speculation = None if kind is None else FakeSpeculation(kind)
         self.scheduler = Scheduler(
-            self.limits, cache, policy_named(setup["policy"]), self.clock, self.emit, self.speculation
+            self.limits,
+            cache,
+            policy_named(setup["policy"]),
+            self.clock,
+            self.emit,
+            self.speculation,
+            adapters,
         )
         self.runner = FakeRunner(setup["num_blocks"], setup["block_size"], len(groups), setup["windows"])
         self.depth = setup["depth"]
@@ -113,6 +120,7 @@ class World:
         stop: tuple,
         priority: int,
         constraint: StructuredOutputsParams | None = None,
+        adapter: int | None = None,
     ) -> Request:
         return Request(
             request_id=str(number),
@@ -122,8 +130,9 @@ class World:
             seed=number,
             eos_token_ids=stop,
             times=Times(self.clock()),
-            tables=self.scheduler.cache.open(b""),
+            tables=self.scheduler.cache.open(b"" if adapter is None else bytes([adapter])),
             priority=priority,
+            adapter=adapter,
         )
 
     def step(self) -> None:
@@ -147,7 +156,13 @@ class World:
     def run(self, workload: list[dict]) -> list[Request]:
         made = [
             self.request(
-                number, item["prompt"], item["count"], item["stop"], item["priority"], item.get("constraint")
+                number,
+                item["prompt"],
+                item["count"],
+                item["stop"],
+                item["priority"],
+                item.get("constraint"),
+                item.get("adapter"),
             )
             for number, item in enumerate(workload)
         ]
@@ -165,7 +180,8 @@ class World:
 
 def expected(request: Request) -> list[int]:
     count = request.max_length - request.num_prompt_tokens
-    return alone(request.prompt_token_ids.tolist(), count, request.seed, request.stop_ids)
+    adapter = NO_ADAPTER if request.adapter is None else request.adapter
+    return alone(request.prompt_token_ids.tolist(), count, request.seed, request.stop_ids, adapter)
 
 
 def output(request: Request) -> list[int]:

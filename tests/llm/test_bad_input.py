@@ -210,7 +210,7 @@ def test_later_changes_do_not_reach_a_queued_request(llm: LLM) -> None:
         ({"priority": [1]}, ValueError, "priority has 1 entries for 2 prompts"),
         ({"priority": "high"}, TypeError, "priority is 'high': use an integer"),
         ({"priority": True}, TypeError, "priority is True"),
-        ({"lora_request": LoRARequest("a", 1, "/a")}, ValueError, "LoRA is not available yet"),
+        ({"lora_request": LoRARequest("a", 1, "/a")}, ValueError, "open the LLM with enable_lora=True"),
         ({"lora_request": [None]}, ValueError, "lora_request has 1 entries for 2 prompts"),
     ],
 )
@@ -273,7 +273,7 @@ def test_chat_without_a_template_says_what_to_do(llm: LLM) -> None:
     assert output.prompt == "hi"
 
 
-@pytest.mark.parametrize("name", ["embed", "encode", "classify", "score", "add_lora", "remove_lora"])
+@pytest.mark.parametrize("name", ["embed", "encode", "classify", "score"])
 def test_what_comes_later_says_so(llm: LLM, name: str) -> None:
     with pytest.raises(ValueError, match="not available yet"):
         getattr(llm, name)("a")

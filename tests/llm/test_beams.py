@@ -353,7 +353,12 @@ def test_bad_arguments_are_named_before_any_work(open_llm: Open) -> None:
         ([[3] * 64], {}, ValueError, "64 tokens and max_model_len is 64"),
         (["a"], {"params": SamplingParams()}, TypeError, r"use BeamSearchParams\(beam_width"),
         (["a"], {"concurrency_limit": 0}, ValueError, "concurrency_limit is 0: use 1 or more"),
-        (["a"], {"lora_request": LoRARequest("a", 1, "/a")}, ValueError, "LoRA is not available yet"),
+        (
+            ["a"],
+            {"lora_request": LoRARequest("a", 1, "/a")},
+            ValueError,
+            "open the LLM with enable_lora=True",
+        ),
         (["a", "b"], {"lora_request": [None]}, ValueError, "lora_request has 1 entries for 2 prompts"),
     ]:
         with pytest.raises(error, match=says):

@@ -31,7 +31,7 @@ class Gate:
     """The thread that compiles stands before it until it is opened."""
 
     def __init__(self, llm: LLM) -> None:
-        grammars = llm._built.grammars
+        grammars = llm._parts.grammars
         self._compile: Callable[[Spec], CompiledGrammar] = grammars._compile
         self._open = threading.Event()
         self.began = threading.Event()

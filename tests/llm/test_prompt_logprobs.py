@@ -291,7 +291,7 @@ head, hidden, chosen = torch.randn(vocab, width), torch.randn(tokens, width), to
 scored = Scored(chosen.numpy(), chosen.numpy(), numpy.array([tokens]), numpy.array([WANTS]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with torch.inference_mode():
-    found = score(hidden, scored, chosen, lambda h: h @ head.T, logprobs, vocab, as_logits=False)
+    found = score(hidden, scored, chosen, lambda h, begin: h @ head.T, logprobs, vocab, as_logits=False)
 assert len(found.sampled) == tokens
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """

@@ -12,6 +12,7 @@ Decides nothing: the planner says who gets what, the scheduler who is done.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -22,6 +23,7 @@ import numpy as np
 
 from workbench.cache.kv_events import KVEventLog
 from workbench.cache.manager import CacheManager
+from workbench.engine.adapter_turns import Adapters, AdapterTurns
 from workbench.engine.clock import Clock
 from workbench.engine.events import (
     BlocksChanged,
@@ -41,6 +43,8 @@ from workbench.engine.policies import Policy
 from workbench.engine.queue import WaitingQueue
 from workbench.engine.request import Request, State
 from workbench.engine.running import Running
+
+logger = logging.getLogger(__name__)
 
 NOBODY: Ints = np.empty(0, np.int32)
 
@@ -83,7 +87,13 @@ class Books:
     """The requests of one engine, with the blocks and rows they hold."""
 
     def __init__(
-        self, limits: Limits, cache: CacheManager, policy: Policy, clock: Clock, emit: Emitter
+        self,
+        limits: Limits,
+        cache: CacheManager,
+        policy: Policy,
+        clock: Clock,
+        emit: Emitter,
+        adapters: Adapters | None = None,
     ) -> None:
         self.limits = limits
         self.cache = cache
@@ -95,6 +105,8 @@ class Books:
         self.flights: deque[Flight] = deque()  # oldest first
         self.counts = Counts()
         self.known_scores = KnownScores(cache)
+        self.adapters = AdapterTurns(adapters, clock, emit)
+        self.turned_away: list[Request] = []  # ended while a plan was made, and nobody was told yet
         self.removed: list[int] = []  # rows emptied since the last plan
         self.index = 0  # of the next plan
         self._arrivals = 0
@@ -108,6 +120,7 @@ class Books:
         other.waiting, other.running = self.waiting.copy(), self.running.copy()
         other.flights, other.removed = self.flights.copy(), list(self.removed)
         other.counts = replace(self.counts, finished=dict(self.counts.finished))
+        other.adapters, other.turned_away = self.adapters.copy(other.emit), []
         other.known_scores, other._kv_events = self.known_scores.copy(other.cache), None
         return other
 
@@ -129,6 +142,7 @@ class Books:
 
     def add(self, request: Request) -> None:
         """Queue a request that has been checked against the limits."""
+        self.adapters.check_known(request)
         request.arrival, self._arrivals = self._arrivals, self._arrivals + 1
         need = request.need
         aside = need is not None and (not need.ready or need.failure is not None)
@@ -148,6 +162,7 @@ class Books:
                     request.priority,
                     request.tables.root,
                     aside,
+                    self.adapters.name_of(request),
                 )
             )
 
@@ -207,6 +222,7 @@ class Books:
         keys = [self.policy.key(request) for request in leaving]  # if it raises, then before they are nowhere
         self.running.remove(places)
         for request, key in zip(leaving, keys, strict=True):
+            self.adapters.release(request)
             self.removed.append(request.row)
             self.waiting.push_with(request, key)
 
@@ -226,6 +242,7 @@ class Books:
             self.cache.release(request.tables, reason)
         self.running.remove(places)
         for request, reason, stop_reason in ending:
+            self.adapters.release(request)
             self.removed.append(request.row)
             self.end(request, reason, stop_reason)
         self.tell_blocks(self.index)
@@ -235,6 +252,37 @@ class Books:
         changed = self._kv_events  # another thread's last observer may leave meanwhile
         if changed:
             self.emit(BlocksChanged(self.clock(), step, self.cache.block_size, changed.take()))
+
+    def end_admission(self) -> None:
+        """The plan being made admits no more."""
+        self.waiting.put_back()
+        self.adapters.end()
+
+    def take_back(self, requests: Iterable[Request]) -> None:
+        """Requests that were about to be admitted wait again."""
+        for request in requests:
+            self.cache.release(request.tables, "preempted")
+            self.adapters.release(request)
+            self.waiting.push(request)
+
+    def next_waiting(self) -> Request | None:
+        """The first one whose adapter lets it into the plan being made; the others are passed over."""
+        while (request := self.waiting.peek()) is not None:
+            if request.adapter is None or self._lets_in(request):
+                return request
+            self.waiting.pass_over()
+        return None
+
+    def _lets_in(self, request: Request) -> bool:
+        """Whether its adapter lets a request in; one whose adapter can no longer be read ends."""
+        try:
+            return self.adapters.admits(request, self.index)
+        except (OSError, ValueError) as error:
+            logger.error("%s ends: %s", request, error)
+            self.end(request, "error", str(error))
+            self.waiting.forget(request)
+            self.turned_away.append(request)
+            return False
 
     def drop(self, request: Request) -> int:
         """Whatever is in flight for the request will be ignored; how many tokens that is."""
@@ -270,6 +318,7 @@ class Books:
 
     def check(self) -> None:
         """The laws that hold after every step; raises AssertionError where one is broken."""
+        self.adapters.check()
         self.cache.check(request.tables for request in self.running.requests)
         running = self.running
         assert (running.computed <= running.length).all(), "a request has computed more tokens than it has"

@@ -40,8 +40,9 @@ class RequestArrived:
     prompt_token_ids: Ints  # [num_prompt_tokens]
     max_tokens: int
     priority: int
-    cache_root: bytes  # keeps its blocks apart: a hash of cache_salt, b"" where it shares with everybody
+    cache_root: bytes  # keeps its blocks apart: a hash of adapter and cache_salt, b"" where there is neither
     aside: bool = False  # it needs what is not there yet, a compiled grammar say
+    adapter: str = ""  # name of its LoRA adapter; "" for the base model
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,26 @@ class RequestAdmitted:
     num_reached: int  # tokens it had computed before its last preemption; 0 when it is new
     resumed: bool  # it ran before and was preempted
     num_forgone: int = 0  # cached beyond that, and computed all the same: logprobs of the prompt need it
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterLoaded:
+    """A LoRA adapter got a slot of the device, for a request that waits for it."""
+
+    at: float
+    step: int  # the plan that is being made
+    adapter: str  # its name
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterEvicted:
+    """A LoRA adapter that nobody runs with gave its slot to another one."""
+
+    at: float
+    step: int
+    adapter: str
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +222,8 @@ Event = (
     | PrefixLookedUp
     | RequestAdmitted
     | RequestPreempted
+    | AdapterLoaded
+    | AdapterEvicted
     | BlocksChanged
     | StepPlanned
     | StepCommitted

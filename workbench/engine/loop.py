@@ -73,6 +73,8 @@ class Engine(Generic[Ticket]):
         broken = bool(self._tickets) and isinstance(self._tickets[-1], Exception)
         refused = self._wake()
         plan = None if broken else self._plan()
+        if turned_away := self.scheduler.take_turned_away():
+            self._tell((), turned_away)
         if plan is not None:
             self._tickets.append(self._launch(plan))
         commit = None

@@ -28,9 +28,20 @@ class Addition(NamedTuple):
     params: SamplingParams
     seed: int  # 64 bits; with the position it decides every random draw of this request
     eos_token_ids: tuple[int, ...]  # () with ignore_eos; what min_tokens has to suppress
-    adapter: int | None = None
+    adapter: int | None = None  # slot of its adapter; None: the base model
     bad_words: tuple[tuple[int, ...], ...] = ()  # tokens of each; its last is not to follow the others
     score_from: int = 0  # first prompt token whose logprobs it wants; 0: it wants none
+
+
+class Load(NamedTuple):
+    """An adapter's weights have to be copied to the device.
+
+    No row of an earlier plan uses the slot after this plan is made; rows of this one may, if they enter with
+    it, and then the copy comes first.
+    """
+
+    slot: int
+    adapter: int  # the engine's number of it
 
 
 class Scoring(NamedTuple):
@@ -97,6 +108,7 @@ class StepPlan(NamedTuple):
     logprobs: int = 0  # top logprobs that observers want of every row that samples, asked for or not; 0: none
     scoring: Scoring | None = None  # None: no chunk tells of prompt tokens
     drafts: Drafts | None = None  # None: nothing is verified
+    loads: tuple[Load, ...] = ()  # what is to lie in slots of adapters from the next plan on
 
     @property
     def num_tokens(self) -> int:

@@ -219,17 +219,18 @@ class Planner:
 
     def _admit(self, counts: Longs, outline: Outline) -> tuple[tuple[Addition, ...], Longs]:
         """Waiting requests, as long as there are budget, rows and blocks."""
-        books, cache = self._books, self._books.cache
+        books = self._books
+        books.adapters.begin(idle=not counts.any())
         budget = outline.budget - int(counts.sum()) - outline.num_drafts
         at_once = books.limits.long_prefill or outline.budget
         admissions: list[Admission] = []
         try:
             granted = self._choose(admissions, budget, at_once, outline)
         except BaseException:  # whoever was taken off the queue goes back to it
-            for admission in admissions:
-                cache.release(admission.request.tables, "preempted")
-                books.waiting.push(admission.request)
+            books.take_back([admission.request for admission in admissions])
             raise
+        finally:
+            books.end_admission()
         if not admissions:
             return (), counts
         self._books.running.add(admissions)
@@ -241,7 +242,7 @@ class Planner:
         books, cache = self._books, self._books.cache
         granted: list[int] = []
         while budget > 0 and len(admissions) < books.running.num_free_rows and cache.pool.num_free:
-            request = books.waiting.peek()
+            request = books.next_waiting()
             if request is None:
                 break
             hit = self._lookup(request)
@@ -249,6 +250,7 @@ class Planner:
             if not cache.admit(request.tables, hit, hit.num_tokens + count):
                 break
             books.waiting.pop()
+            books.adapters.hold(request)
             capacity = len(request.tables.blocks[0]) * cache.block_size
             admissions.append(Admission(request, hit.num_tokens, capacity))
             granted.append(count)
@@ -326,7 +328,7 @@ class Planner:
             params=request.params,
             seed=request.seed,
             eos_token_ids=request.eos_token_ids,
-            adapter=request.adapter,
+            adapter=request.adapter_slot,
             bad_words=request.bad_words,
             score_from=request.score_from,
         )
@@ -367,6 +369,7 @@ class Planner:
         plan = StepPlan(
             index, outline.budget, rows, starts, granted, samples, removed, additions, outline.growth,
             self._books.emit.logprobs, scoring, outline.drafts(part),
+            self._books.adapters.take_loads(),
         )  # fmt: skip
         return plan, places
 

@@ -10,6 +10,8 @@ from workbench.engine.request import Need, Request, State
 
 Entry = tuple[object, int, Request]  # key, arrival: it breaks ties, so that requests are never compared
 
+MOST_PASSED = 512  # waiting requests a plan looks past
+
 
 class WaitingQueue:
     """A heap; a request that ended while waiting is passed over when it comes up.
@@ -23,6 +25,7 @@ class WaitingQueue:
         self._heap: list[Entry] = []
         self._count = 0  # of the heap, without those that have ended
         self._aside: dict[Request, Entry] = {}  # in the order in which they came
+        self._passed: list[Entry] = []  # overtaken, for the time of one plan
 
     def __len__(self) -> int:
         return self._count + len(self._aside)
@@ -39,7 +42,7 @@ class WaitingQueue:
 
     def __iter__(self) -> Iterator[Request]:
         """The waiting requests, first to be admitted first, as if what they need were ready."""
-        entries = sorted([*self._heap, *self._aside.values()])
+        entries = sorted([*self._heap, *self._passed, *self._aside.values()])
         return (request for *_, request in entries if request.state is State.WAITING)
 
     @property
@@ -108,6 +111,9 @@ class WaitingQueue:
         return True
 
     def peek(self) -> Request | None:
+        """The first one; None where there is none, or too many were passed over to look any further."""
+        if len(self._passed) == MOST_PASSED:
+            return None
         while self._heap and self._heap[0][2].state is not State.WAITING:
             heapq.heappop(self._heap)
         return self._heap[0][2] if self._heap else None
@@ -118,6 +124,16 @@ class WaitingQueue:
         heapq.heappop(self._heap)
         self._count -= 1
         return request
+
+    def pass_over(self) -> None:
+        """The first one waits on, and those behind it come up, until `put_back`."""
+        self._passed.append(heapq.heappop(self._heap))
+
+    def put_back(self) -> None:
+        """Whoever was passed over is where they were."""
+        for entry in self._passed:
+            heapq.heappush(self._heap, entry)
+        self._passed.clear()
 
     def forget(self, request: Request) -> None:
         """A waiting request has ended; its entry goes when it comes up."""

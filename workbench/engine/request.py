@@ -69,7 +69,7 @@ class Request:
     times: Times
     tables: BlockTables
     priority: int = 0  # smaller is more urgent
-    adapter: int | None = None
+    adapter: int | None = None  # the engine's number of its LoRA adapter; None: the base model
     arrival: int = 0  # 0, 1, 2 ... in the order of arrival
     stop_check: StopCheck | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()  # tokens of each
@@ -81,6 +81,8 @@ class Request:
     state: State = State.NEW
     row: int = -1  # its batch row while running
     admitted_at: int = 0  # index of the plan that admitted it last
+    adapter_slot: int | None = None  # of its adapter, while it runs
+    passed_at: int | None = None  # the plan in which others first overtook it, for its adapter had no slot
     token_ids: Ints = field(default_factory=lambda: np.empty(0, np.int32))  # all of them, while not running
     stop_ids: frozenset[int] = frozenset()  # EOS and stop_token_ids
     finish_reason: FinishReason | None = None

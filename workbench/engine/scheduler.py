@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from workbench.cache.manager import CacheManager
+from workbench.engine.adapter_turns import Adapters
 from workbench.engine.books import Books, Ending, Limits
 from workbench.engine.clock import Clock
 from workbench.engine.drafting import Speculation
@@ -34,8 +35,9 @@ class Scheduler:
         clock: Clock,
         emit: Emitter,
         speculation: Speculation | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
-        self._books = books = Books(limits, cache, policy, clock, emit)
+        self._books = books = Books(limits, cache, policy, clock, emit, adapters)
         self._planner = Planner(books, speculation)
         self._speculation = speculation
         self._clock = clock
@@ -273,6 +275,7 @@ class Scheduler:
         self.flights.clear()
         books.removed.clear()
         self._planner.restart()
+        books.adapters.restart()
         books.tell_blocks(books.index)
 
     def end_all(self, error: str) -> Commit:
@@ -281,6 +284,19 @@ class Scheduler:
         rest = list(self.waiting)
         self._books.abort(rest, "error")
         return failure._replace(finished=[*failure.finished, *rest])
+
+    def take_turned_away(self) -> list[Request]:
+        """Who ended while plans were made since the last time, for its adapter could not be read any more."""
+        turned_away, self._books.turned_away = self._books.turned_away, []
+        return turned_away
+
+    def users_of(self, adapter: int) -> int:
+        """Open requests with an adapter; where there is none, no slot is kept for it either."""
+        everybody = (*self.running.requests, *self.waiting)
+        users = [request for request in everybody if request.adapter == adapter]
+        if not users:
+            self._books.adapters.unreserve(adapter)
+        return len(users)
 
     def forget_prefixes(self) -> bool:
         """Nothing is found in the cache any more; False, and nothing done, while blocks are held."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.models import backend
@@ -77,6 +76,7 @@ class Decoder:
         embeddings: Tensor | None = None,
         tap: Tap | None = None,
         wanted: Tensor | None = None,
+        operations: Operations | None = None,
     ) -> Tensor:
         """Hidden states behind the final norm.
 
@@ -91,12 +91,13 @@ class Decoder:
             wanted: [m] int64 or int32, device; tokens whose hidden states are asked for. Behind the last
                 attention nothing is computed for the others: of a prompt, the last layer costs its keys and
                 values.
+            operations: what computes in place of the model's own, for these tokens: with their adapters.
 
         Returns:
             [T, hidden], or [m, hidden] of the tokens wanted; model dtype.
         """
-        eps, operations = self.spec.rms_norm_eps, self.operations
-        hidden = F.embedding(token_ids, self.embedding) if embeddings is None else embeddings
+        eps, operations = self.spec.rms_norm_eps, operations or self.operations
+        hidden = operations.embed(token_ids, self.embedding) if embeddings is None else embeddings
         if tap:
             hidden = tap("embed", hidden)
         residual: Tensor | None = None  # the stream, without what `hidden` is about to add to it
@@ -104,20 +105,20 @@ class Decoder:
             qkv, residual = operations.project(hidden, residual, layer.input_norm, eps, layer.qkv)
             mixed = attend(number, qkv, layer.q_norm, layer.k_norm)
             if wanted is not None and layer is self.layers[-1]:
-                mixed, residual = mixed[wanted], residual[wanted]
-            hidden = layer.o(mixed)
+                mixed, residual, operations = mixed[wanted], residual[wanted], operations.of(wanted)
+            hidden = operations.product(mixed, layer.o)
             if tap:
                 hidden = tap(f"layers.{number}.attention", hidden)
             act, residual = operations.project_gated(hidden, residual, layer.post_norm, eps, layer.gate_up)
-            hidden = layer.down(act)
+            hidden = operations.product(act, layer.down)
             if tap:
                 hidden = tap(f"layers.{number}.mlp", hidden)
-        hidden = operations.norm(hidden, residual, self.norm, eps)
+        hidden = operations.normed(hidden, residual, self.norm, eps).y
         return tap("norm", hidden) if tap else hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden] -> [m, vocab], model dtype."""
-        return self.lm_head(hidden)
+    def logits(self, hidden: Tensor, operations: Operations | None = None) -> Tensor:
+        """[m, hidden] -> [m, vocab], model dtype; `operations` as in `forward`, for these rows."""
+        return (operations or self.operations).product(hidden, self.lm_head)
 
 
 def empty_decoder(

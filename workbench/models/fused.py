@@ -5,6 +5,7 @@ Which of two ways a product takes depends on the number of rows alone, so that a
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.kernels.gated_linear.kernel import gated_linear, pays
@@ -18,12 +19,15 @@ from workbench.models.operations import Projected
 class FusedOperations:
     """One kernel where rows are few; norm, then product and gate, where they are more; then each apart."""
 
+    def embed(self, token_ids: Tensor, table: Tensor) -> Tensor:
+        return F.embedding(token_ids, table)
+
     def project(
         self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float, linear: Linear
     ) -> Projected:
         if few(x.shape[0], linear.weight):
             return _few(x, residual, norm, eps, linear, gated=False)
-        hidden, residual = _normed(x, residual, norm, eps)
+        hidden, residual = self.normed(x, residual, norm, eps)
         return Projected(linear(hidden), residual)
 
     def project_gated(
@@ -32,20 +36,24 @@ class FusedOperations:
         if few(x.shape[0], linear.weight):
             return _few(x, residual, norm, eps, linear, gated=True)
         if pays(x, linear.weight, linear.bias):
-            hidden, residual = _normed(x, residual, norm, eps)
+            hidden, residual = self.normed(x, residual, norm, eps)
             return Projected(gated_linear(hidden, linear.weight), residual)
         y, residual = self.project(x, residual, norm, eps, linear)
         return Projected(silu_mul(y), residual)
 
-    def norm(self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Tensor:
-        return _normed(x, residual, norm, eps).y
+    def normed(self, x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Projected:
+        if residual is None:
+            return Projected(rms_norm(x, norm, eps), x)
+        return Projected(*add_rms_norm(x, residual, norm, eps))
 
+    def gate(self, y: Tensor) -> Tensor:
+        return silu_mul(y)
 
-def _normed(x: Tensor, residual: Tensor | None, norm: Tensor, eps: float) -> Projected:
-    """The norm of the stream, and the stream."""
-    if residual is None:
-        return Projected(rms_norm(x, norm, eps), x)
-    return Projected(*add_rms_norm(x, residual, norm, eps))
+    def product(self, x: Tensor, linear: Linear) -> Tensor:
+        return linear(x)
+
+    def of(self, wanted: Tensor) -> FusedOperations:
+        return self
 
 
 def _few(

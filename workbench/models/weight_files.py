@@ -33,14 +33,14 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         FileNotFoundError: there are no weights, or a file of the index is missing.
         ValueError: a file is truncated or no safetensors file.
     """
-    return {name: tensor for path in _files(folder) for name, tensor in _header(path).items()}
+    return {name: tensor for path in _files(folder) for name, tensor in tensors_of(path).items()}
 
 
 def stored_dtype(folder: Path) -> str:
     """The dtype of the first tensor, by torch's name; "float32" when there is no weight."""
     for path in (folder / _SINGLE, *sorted(folder.glob("model-*.safetensors"))):
         if path.is_file():
-            for tensor in _header(path).values():
+            for tensor in tensors_of(path).values():
                 return _FLOATS.get(tensor.dtype, tensor.dtype)
     return "float32"
 
@@ -70,7 +70,8 @@ def _indexed(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _header(path: Path) -> dict[str, StoredTensor]:
+def tensors_of(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file; ValueError where it is truncated or no safetensors file."""
     entries, data_start = _read_header(path)
     entries.pop("__metadata__", None)
     expected = data_start + max((entry["data_offsets"][1] for entry in entries.values()), default=0)

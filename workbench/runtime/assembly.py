@@ -11,6 +11,7 @@ from workbench.cache.manager import KVGroup
 from workbench.config import EngineConfig
 from workbench.engine.clock import Clock
 from workbench.engine.loop import Runner
+from workbench.lora.adapters import Adapters
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
@@ -34,6 +35,7 @@ def make_runner(
     eager: bool,
     compile_grammar: Compile,
     processors: Sequence[Any] = (),
+    adapters: Adapters | None = None,
 ) -> Runner:
     """What computes plans on the model's device. `eager`: no graphs. `processors`: of the logits."""
     constraints = Constraints(
@@ -45,9 +47,13 @@ def make_runner(
     if not backend.has_kernels(model.device) or store.is_fp8:
         from workbench.runtime.batch import Batch
         from workbench.runtime.runner import TorchRunner
+        from workbench.runtime.torch_adapters import TorchAdapters
 
         plain = Batch(rows, config.max_model_len, layouts, model.device)
-        return TorchRunner(model, groups, store, plain, sampler, constraints, clock)
+        slots = None if adapters is None else TorchAdapters(model, adapters.weights, rows)
+        return TorchRunner(model, groups, store, plain, sampler, constraints, clock, slots)
+    if adapters is not None:
+        raise ValueError("enable_lora=True: LoRA is not available on a GPU yet; use device='cpu'")
     from workbench.runtime import graphs as captured
     from workbench.runtime.device_batch import SHARING_ROWS, DeviceBatch
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner

@@ -136,7 +136,13 @@ class KernelStep:
         """Logprobs of the prompt tokens that `hidden` [t, hidden] predict."""
         chosen, model = self._batch.pinned.upload(scored.token_ids), self._model
         return score(
-            hidden, scored, chosen, model.logits, logprobs, model.spec.vocab_size, as_logits=as_logits
+            hidden,
+            scored,
+            chosen,
+            lambda part, begin: model.logits(part),
+            logprobs,
+            model.spec.vocab_size,
+            as_logits=as_logits,
         )
 
     def draw(

@@ -13,6 +13,7 @@ from workbench.engine.clock import Clock
 from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.result import Scores, StepResult
 from workbench.kernels.logprobs.reference import logprobs as logprobs_of
+from workbench.models.adapted import AdaptedOperations
 from workbench.models.decoder import Decoder
 from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
@@ -23,6 +24,7 @@ from workbench.runtime.kv_store import KVStore
 from workbench.runtime.logprobs import to_columns
 from workbench.runtime.sampler import Sampled, Sampler
 from workbench.runtime.scoring import Scored, score, scored_by, to_scores
+from workbench.runtime.torch_adapters import TorchAdapters
 
 
 class Ticket(NamedTuple):
@@ -48,7 +50,10 @@ class TorchRunner:
         sampler: Sampler,
         constraints: Constraints,
         clock: Clock,
+        adapters: TorchAdapters | None = None,
     ) -> None:
+        """`adapters`: None in an engine without any."""
+        self._adapters = adapters
         self._model = model
         self._groups = groups
         self._store = store
@@ -69,6 +74,10 @@ class TorchRunner:
         self._batch.apply(plan)
         self._constraints.apply(plan)
         inputs = self._batch.inputs(plan)
+        adapted = None
+        if self._adapters is not None:
+            self._adapters.apply(plan)
+            adapted = self._adapters.operations(plan, inputs.begins)
         cos_sin = self._model.rotary.at(inputs.positions)
         self._contexts.begin(inputs)
         attention = PagedAttention(
@@ -81,14 +90,19 @@ class TorchRunner:
         )
         if scored is not None:
             wanted = torch.cat((wanted, torch.from_numpy(scored.places).to(wanted.device)))
-        hidden = self._model.forward(inputs.token_ids, inputs.positions, attention, wanted=wanted)
+        hidden = self._model.forward(
+            inputs.token_ids, inputs.positions, attention, wanted=wanted, operations=adapted
+        )
+        adapted = None if adapted is None else adapted.of(wanted)
         self._store.scales_due = False
         self._take_last()
         constrained = self._constraints.masks(plan)
-        sampled = self._sample(hidden[:count], inputs.rows, inputs.lengths, plan.logprobs, constrained)
+        logits = self._model.logits(hidden[:count], adapted and adapted.part(0, count)) if count else None
+        sampled = self._sample(logits, inputs.rows, inputs.lengths, plan.logprobs, constrained)
         if constrained is not None:
             self._batch.follow(constrained.forced)
-        scores = () if scored is None else self._score(hidden[count:], scored)
+        behind = adapted and adapted.part(count, len(hidden))
+        scores = () if scored is None else self._score(hidden[count:], scored, behind)
         ended = self._clock()
         self._last = Ticket(plan, sampled, scores, began, ended - began, constrained)
         return self._last
@@ -99,27 +113,30 @@ class TorchRunner:
             sampled = self._last.sampled
             self._last.constrained.take(_on_host(sampled.token_ids), sampled.lost)
 
-    def _score(self, hidden: Tensor, scored: Scored) -> tuple[Scores, ...]:
+    def _score(self, hidden: Tensor, scored: Scored, adapted: AdaptedOperations | None) -> tuple[Scores, ...]:
         """`hidden` [t, hidden]: of what predicts the prompt tokens that are told of."""
         model, as_logits = self._model, self._sampler.mode.endswith("logits")
+
+        def logits(part: Tensor, begin: int) -> Tensor:
+            return model.logits(part, adapted and adapted.part(begin, begin + len(part)))
+
         chosen = torch.from_numpy(scored.token_ids).to(hidden.device)
         scoring = score(
-            hidden, scored, chosen, model.logits, logprobs_of, model.spec.vocab_size, as_logits=as_logits
+            hidden, scored, chosen, logits, logprobs_of, model.spec.vocab_size, as_logits=as_logits
         )
         return to_scores(scoring, scored)
 
     def _sample(
         self,
-        hidden: Tensor,
+        logits: Tensor | None,
         rows: np.ndarray,
         lengths: np.ndarray,
         logprobs: int,
         constrained: Constrained | None,
     ) -> Sampled:
-        """`hidden` [m + e, hidden]: of what predicts each token, which are sampled for `rows` [m + e]."""
-        if not len(rows):
+        """`logits` [m + e, vocab]: for each token sampled for `rows` [m + e]; None: there are none."""
+        if logits is None:
             return Sampled(torch.empty(0, dtype=torch.int64))
-        logits = self._model.logits(hidden)
         sampled = self._sampler.sample(
             logits, rows, lengths, self._batch.additions, self._batch.tokens, logprobs, constrained
         )
@@ -144,6 +161,8 @@ class TorchRunner:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
         self._constraints.clear()
+        if self._adapters is not None:
+            self._adapters.clear()
         self._last = None
 
 

@@ -20,7 +20,8 @@ from workbench.runtime.logprobs import Best, Longs, rows_of, values_of
 SLICE_BYTES = 1 << 28  # of logits; in plain torch, logprobs and comparisons of them take as much again
 TILE = 128  # rows of a product's tiles
 
-Project = Callable[[Tensor], Tensor]  # hidden states [m, hidden] -> logits [m, vocab]
+# Hidden states [m, hidden], and which of all there are is the first of them -> logits [m, vocab].
+Project = Callable[[Tensor, int], Tensor]
 
 
 class Scored(NamedTuple):
@@ -104,7 +105,7 @@ def score(
     rows = slice_rows(vocab * hidden.element_size())
     parts, whole, wants = [], [], scored.whole
     for begin in range(0, len(hidden), rows):
-        logits = project(hidden[begin : begin + rows])
+        logits = project(hidden[begin : begin + rows], begin)
         parts.append(best(logits, chosen[begin : begin + rows], scored.top, as_logits=as_logits))
         for own in rows_of(logits, wants[begin : begin + rows].nonzero()[0]):
             whole += [*values_of(own, as_logits).cpu().numpy()]

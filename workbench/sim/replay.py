@@ -96,6 +96,8 @@ def replay(trace: Trace, **changes: Any) -> Trace:
     _check_begin(events, recording.dropped_steps)
     scripts = scripts_of(events)
     _check_room(settings, scripts)
+    if any(script.arrived.adapter for script in scripts):
+        raise ValueError("the recording has requests with LoRA adapters, which a replay has no slots for yet")
     player = _Player(settings, scripts, _depth(events), "max_num_batched_tokens" not in changes)
     player.play(events)
     return player.trace

@@ -103,6 +103,7 @@ def step_request_table(facts: Facts, chunks: Chunks) -> Table:
         {
             "step": indices[chunks.step],
             "request_id": facts.names()[chunks.request],
+            "adapter": facts.adapters()[chunks.request],
             "row": chunks.row,
             "start": chunks.start,
             "scheduled": chunks.count,
@@ -131,6 +132,7 @@ def request_table(facts: Facts, tally: Tally, decode: Decode | None) -> Table:
     columns: dict[str, Any] = {
         "request_id": facts.names(),
         "priority": [r.priority for r in requests],
+        "adapter": [r.adapter or None for r in requests],
         "prompt_tokens": prompt_lengths(facts),
         "max_tokens": [r.max_tokens for r in requests],
         "cache_root": [r.cache_root.hex() or None for r in requests],

@@ -41,6 +41,7 @@ class RequestFacts:
     prompt_token_ids: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     max_tokens: int = 0
     priority: int = 0
+    adapter: str = ""
     cache_root: bytes = b""
     queried: int = 0
     cached: int = 0
@@ -143,6 +144,12 @@ class Facts:
         names[:] = [request.request_id for request in self.requests]
         return names
 
+    def adapters(self) -> npt.NDArray[np.object_]:
+        """Of the requests, by their numbers; None: the base model."""
+        found = np.empty(len(self.requests), np.object_)
+        found[:] = [request.adapter or None for request in self.requests]
+        return found
+
 
 def read(events: Iterable[Event]) -> Facts:
     """Sort events into facts."""
@@ -234,6 +241,7 @@ class Reader:
         self._add(event.request_id)
         request = self._request(event.request_id)
         request.prompt_token_ids, request.cache_root = event.prompt_token_ids, event.cache_root
+        request.adapter = event.adapter
         request.max_tokens, request.priority, request.arrived = event.max_tokens, event.priority, event.at
         request.aside = event.aside
 

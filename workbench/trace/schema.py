@@ -34,7 +34,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 Kind = Literal["int", "float", "bool", "text"]
 Table = dict[str, npt.NDArray[Any]]  # name -> one value a row; text columns hold str or None
@@ -86,9 +86,14 @@ RUNS = (
 REQUESTS = (
     Column("request_id", "text", "with n > 1 the children: 0_ID, 1_ID"),
     Column("priority", "int", "smaller is more urgent"),
+    Column("adapter", "text", "name of its LoRA adapter; missing for the base model"),
     Column("prompt_tokens", "int", "length of the prompt"),
     Column("max_tokens", "int", "most it may generate"),
-    Column("cache_root", "text", "hex: blocks are shared only where it is the same; missing without a salt"),
+    Column(
+        "cache_root",
+        "text",
+        "hex: blocks are shared only where it is the same; missing without adapter and salt",
+    ),
     Column("queried_tokens", "int", "of the prompt, looked up in the prefix cache when first scheduled"),
     Column("cached_tokens", "int", "of those, found"),
     Column(
@@ -164,6 +169,7 @@ STEPS = (
 STEP_REQUESTS = (
     Column("step", "int", "index"),
     Column("request_id", "text", "who"),
+    Column("adapter", "text", "as in requests"),
     Column("row", "int", "batch row"),
     Column("start", "int", "position of the first token computed"),
     Column("scheduled", "int", "tokens computed: prefill + decode"),
