@@ -30,6 +30,7 @@ from workbench.trace.pictures.block_history import (
 )
 from workbench.trace.pictures.cache_map import KINDS, MOST_CELLS, cells, draw, picture, timeline
 from workbench.trace.pictures.sequences import Sequences
+from workbench.trace.report import page
 from workbench.trace.schema import Table, Tables
 from workbench.widgets import CacheMap, TokenBudget, linked
 
@@ -322,3 +323,8 @@ def test_any_step_of_100000_blocks_is_drawn_within_50_ms() -> None:
 
     assert best_of_three(move) < UPDATE_S
     assert len(draw(cells(history.at(7), (40_001, 41_000)), blocks)) < LARGEST
+
+
+def test_the_report_has_the_map() -> None:
+    tables = busy().trace.columns
+    assert picture(tables) in page(tables)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from workbench.trace.charts import block_chart, cache_chart
-from workbench.trace.pictures import dashboard, gantt, logprobs, theme, token_budget
+from workbench.trace.pictures import cache_map, dashboard, gantt, logprobs, theme, token_budget
 from workbench.trace.pictures.stretches import Work
 from workbench.trace.schema import Table, Tables
 
@@ -44,6 +44,7 @@ def page(tables: Tables) -> str:
         _section(
             "KV blocks", (("held", "held"), ("cached", "findable by prefix")), block_chart(tables.steps)
         ),
+        _section("KV cache, block by block", (), cache_map.picture(tables)),
         _section(
             f"Each request{_cut(tables.requests['request_id'], MOST_REQUESTS)}",
             (),

@@ -47,10 +47,11 @@ class PrefixLog:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, str], int] = {}  # of keys, by KV group and text
-        self._groups: list[int] = []  # by key
-        self._first: list[int] = []  # by key: line
-        self._parents: list[int] = []  # by key
-        self._was_known: list[bool] = []  # by key: it was there before its first line
+        self._new: list[tuple[int, int, bool]] = []  # of keys not in the arrays yet
+        self._groups: Longs = np.empty(0, np.int64)  # by key
+        self._first: Longs = np.empty(0, np.int64)  # by key: line
+        self._was_known: Bools = np.empty(0, np.bool_)  # by key: it was there before its first line
+        self._parents: Longs = np.empty(0, np.int64)  # by key
         self._keys: Longs = np.empty(0, np.int64)  # by line
         self._forgets: Bools = np.empty(0, np.bool_)
         self._reused: Bools = np.empty(0, np.bool_)
@@ -65,6 +66,7 @@ class PrefixLog:
         keys = [self._number(*said, line) for line, said in enumerate(lines, read)]
         if keys:
             self._there.clear()
+            self._take_new()
         self._keys = np.concatenate([self._keys, np.array(keys, np.int64)])
         forgets, reused = [e in _FORGETS for e in events], [e == "reused" for e in events]
         self._forgets = np.concatenate([self._forgets, np.array(forgets, np.bool_)])
@@ -73,13 +75,18 @@ class PrefixLog:
     def _number(self, group: int, key: str | None, event: str, line: int) -> int:
         if key is None:
             return NO_KEY
-        number = self._numbers.setdefault((group, key), len(self._first))
-        if number == len(self._first):
-            self._first.append(line)
-            self._groups.append(group)
-            self._parents.append(NOT_ASKED)
-            self._was_known.append(event != "cached")
+        number = self._numbers.setdefault((group, key), count := len(self._numbers))
+        if number == count:
+            self._new.append((group, line, event != "cached"))
         return number
+
+    def _take_new(self) -> None:
+        columns = np.array(self._new, np.int64).reshape(-1, 3)
+        self._groups = np.concatenate([self._groups, columns[:, 0]])
+        self._first = np.concatenate([self._first, columns[:, 1]])
+        self._was_known = np.concatenate([self._was_known, columns[:, 2] > 0])
+        self._parents = np.concatenate([self._parents, np.full(len(columns), NOT_ASKED)])
+        self._new.clear()
 
     def number(self, key: bytes, group: int = 0) -> int | None:
         """Of a key that was ever told of."""
@@ -104,18 +111,18 @@ class PrefixLog:
         lines = np.flatnonzero(self._keys[:end] != NO_KEY)
         last[self._keys[lines]] = lines  # the last line of a key wins
         told = last != NO_KEY
-        there = np.array(self._was_known, np.bool_)
+        there = self._was_known.copy()
         there[told] = ~self._forgets[last[told]]
         return there
 
     def findable(self, step: int | None = None, group: int = 0) -> Findable:
         """What a lookup in this step would find (None: now)."""
         end = self._end(step)
-        there = self.is_there(step) & (np.array(self._groups, np.int64) == group)
+        there = self.is_there(step) & (self._groups == group)
         keys = np.flatnonzero(there)
         found = self._keys[:end][self._reused[:end]]
         hits = np.bincount(found[found != NO_KEY], minlength=len(there))
-        return Findable(keys, hits[keys], np.array(self._first, np.int64)[keys])
+        return Findable(keys, hits[keys], self._first[keys])
 
     def gone(self, key: bytes, step: int | None = None) -> Gone | None:
         """When and why a prefix was forgotten last; None: it never was."""
@@ -156,17 +163,17 @@ class PrefixLog:
 
     def parents(self, keys: Longs, sequences: Sequences, chains: KeyChains | None) -> Longs:
         """The key that stands for the prefix one block shorter: its number, ROOT, or NOT_KNOWN."""
-        asked = [key for key in keys.tolist() if self._parents[key] == NOT_ASKED]
-        if asked:
+        asked = keys[self._parents[keys] == NOT_ASKED]
+        if len(asked):
             self._work_out(asked, sequences, chains)
-        return np.array(self._parents, np.int64)[keys]
+        return self._parents[keys]
 
-    def _work_out(self, asked: list[int], sequences: Sequences, chains: KeyChains | None) -> None:
-        lines = np.array([self._first[key] for key in asked], np.int64)
+    def _work_out(self, asked: Longs, sequences: Sequences, chains: KeyChains | None) -> None:
+        lines = self._first[asked]
+        self._parents[asked] = NOT_KNOWN
         places = sequences.places(self._table["request_id"][lines], self._table["at_s"][lines])
         by_writer: dict[int, list[int]] = defaultdict(list)
-        for key, place in zip(asked, places.tolist(), strict=True):
-            self._parents[key] = NOT_KNOWN
+        for key, place in zip(asked.tolist(), places.tolist(), strict=True):
             by_writer[place].append(key)
         for place, keys in by_writer.items():
             if place != NOBODY and chains is not None:
