@@ -61,7 +61,7 @@ def quantise(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def head_exponents(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A scale for each row of `x` [..., head_dim]: [...] uint8, as it is stored. NaN has no say in it."""
-    magnitude = torch.nan_to_num(x.abs(), nan=0.0).amax(-1)
+    magnitude = torch.where(x.isnan(), 0.0, x.abs().float()).amax(-1)
     return (exponents(magnitude, dtype) + BIAS).to(torch.uint8)
 
 

@@ -90,6 +90,7 @@ def attend(
     max_length: int,
     space: Space,
     out: Tensor,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Attention of a ragged batch over one layer's cache; every key a query may see is already there.
 
@@ -97,8 +98,8 @@ def attend(
 
     Args:
         query: [T, heads, head_dim], contiguous; rows beyond begins[R] are padding.
-        cache: [2, kv_heads, num_blocks, block_size, head_dim], contiguous, dtype of query; keys, then values;
-            of any block_size. Block 0 may hold anything.
+        cache: [2, kv_heads, num_blocks, block_size, head_dim], contiguous, dtype of query or, with scales,
+            FP8; keys, then values; of any block_size. Block 0 may hold anything.
         ragged: the batch. Padding requests, of no queries, come last. With `shared`, no query stands at a
             position within the shared blocks, and the first request's table names them.
         scale: of the products of queries and keys.
@@ -108,16 +109,19 @@ def attend(
         max_length: upper bound of start + count.
         space: from `make_space`; its contents are nobody's between launches, its counters zero.
         out: [T, heads * head_dim], contiguous, dtype of query; rows of padding are left as they are.
+        scales: of a cache in FP8, as fp8.py has them; read on the device.
 
     Returns:
         `out`.
     """
     assert all(one.is_contiguous() for one in (query, cache, out)), "query, cache and out are contiguous"
+    assert (scales is None) == (cache.dtype == query.dtype), "a cache in FP8 comes with scales"
     kv_heads, group = cache.shape[1], query.shape[1] // cache.shape[1]
-    shape = Shape(group, kv_heads, query.shape[2], query.element_size(), space.processors)
+    sizes = (query.element_size(), space.processors, cache.element_size())
+    shape = Shape(group, kv_heads, query.shape[2], *sizes)
     if window is not None:
         max_length = min(max_length, window + max_count + WINDOW_SLACK)
-    batch = _Batch(query, cache, ragged, scale * LOG2_E, window or 0, max_length, space, out, shape)
+    batch = _Batch(query, cache, scales, ragged, scale * LOG2_E, window or 0, max_length, space, out, shape)
     if max_count * group > tiling.FEW_ROWS:
         few = max(1, 16 // group)
         _attend_requests(batch, few, None, mixed=True)
@@ -134,6 +138,7 @@ class _Batch(NamedTuple):
 
     query: Tensor
     cache: Tensor
+    scales: Tensor | None
     ragged: Ragged
     scale: float  # in units of log2
     window: int  # 0: none
@@ -141,6 +146,19 @@ class _Batch(NamedTuple):
     space: Space
     out: Tensor
     shape: Shape
+
+    @property
+    def factors(self) -> Tensor:
+        """The scales, or something that nobody looks at."""
+        return self.query if self.scales is None else self.scales
+
+    @property
+    def _fp8(self) -> int:
+        """As the walk has it."""
+        if self.scales is None:
+            return 0
+        of_heads = 2 if self.scales.dtype == torch.uint8 else 1
+        return of_heads if self.query.is_cuda else of_heads + 2
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -153,6 +171,7 @@ class _Batch(NamedTuple):
             "BLOCK_D": power_of_two(self.shape.head_dim),
             "WIDE": self.cache.stride(1) >= 2**31,
             "PRECISION": "ieee" if exact else "tf32",
+            "FP8": self._fp8,
             **early(self.query.device),
         }
 
@@ -181,7 +200,7 @@ def _attend_prefix(batch: _Batch) -> _Common | None:
     if split.pieces < 1:
         return None
     _attend_shared[(batch.shape.kv_heads, tiles, split.pieces)](
-        query, cache[0], cache[1], ragged.rows, ragged.begins, ragged.tables, ragged.shared,
+        query, cache[0], cache[1], batch.factors, ragged.rows, ragged.begins, ragged.tables, ragged.shared,
         space.parts, space.tops, space.totals, batch.scale, ragged.rows.shape[0], ragged.tables.shape[1],
         cache.stride(1), *split, slot_rows,
         BLOCK_M=tile.rows, QUERIES=tile.queries, BLOCK_N=tile.keys, num_warps=tile.warps,
@@ -193,7 +212,9 @@ def _attend_prefix(batch: _Batch) -> _Common | None:
 def _attend_requests(batch: _Batch, most: int, common: _Common | None, mixed: bool = False) -> None:
     """Requests of up to `most` queries, a tile each. `mixed`: there may be others in the batch."""
     requests = batch.ragged.rows.shape[0]
-    tile = tiling.few_tile(batch.shape, most, requests)
+    # Mixed batches of any size run the same two programs, which are compiled before the first one comes.
+    shape = batch.shape._replace(stored=batch.shape.itemsize) if mixed else batch.shape
+    tile = tiling.few_tile(shape, most, requests)
     tile_rows = requests * batch.shape.kv_heads * tile.queries * batch.shape.group
     slot_rows = tile_rows if mixed else batch.query.shape[0] * batch.query.shape[1]
     room = _room(batch, slot_rows, requests) - (common.split.pieces if common else 0)
@@ -237,12 +258,12 @@ def _launch(
     at_once = MERGED * tile.warps // constants["BLOCK_D"]  # rows, of one slot or of all
     few = at_once // (2 if flags["FOLD"] else slots)
     _attend[(batch.shape.kv_heads, tiles, split.pieces)](
-        batch.query, batch.cache[0], batch.cache[1], batch.out, ragged.rows, ragged.starts, ragged.begins,
-        ragged.tables, ragged.rows if ragged.shared is None else ragged.shared,
+        batch.query, batch.cache[0], batch.cache[1], batch.factors, batch.out, ragged.rows, ragged.starts,
+        ragged.begins, ragged.tables, ragged.rows if ragged.shared is None else ragged.shared,
         space.parts, space.tops, space.totals, space.counters, batch.scale, ragged.rows.shape[0],
         ragged.tables.shape[1], batch.cache.stride(1), *split, slot_rows, *shared.split, low, high,
         SLOTS=slots, FEW=max(1, min(tile.rows, few)), SHARED_N=shared.keys, WINDOW=batch.window,
-        TWO_WALKS=tile.rows > 64 and not batch.window,
+        TWO_WALKS=(tile.rows > 64 or batch.scales is not None) and not batch.window,
         BLOCK_M=tile.rows, QUERIES=tile.queries, BLOCK_N=tile.keys, num_warps=tile.warps,
         num_stages=tile.stages, **constants, **flags,
     )  # fmt: skip

@@ -52,11 +52,11 @@ SIZES = ("requests", "pieces", "least", "slot_rows", "shared_pieces", "shared_le
 
 @triton.jit(do_not_specialize=SIZES[:4])
 def _attend_shared(
-    query, keys, values, rows, begins, tables, shared, parts, tops, totals,
+    query, keys, values, scales, rows, begins, tables, shared, parts, tops, totals,
     scale, requests, table_width, plane, pieces, least, slot_rows,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, FP8: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Tiles of rows of all requests over the blocks they have in common; leaves parts behind."""
     if EARLY:
@@ -75,24 +75,23 @@ def _attend_shared(
     q = _load_rows(query, at, valid, D, BLOCK_D)
     table = tables + tl.load(rows).to(tl.int64) * table_width
     everything = tl.full([BLOCK_M], 2**30, tl.int32)  # all of it lies before every query
-    offset = head.to(tl.int64) * plane
     acc, top, total = _walk_range(
         q, lo, lo + (hi - lo) // BLOCK_N * BLOCK_N, hi, everything,
-        keys + offset, values + offset, table, scale,
-        True, 0, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
+        keys, values, scales, head, plane, table, scale,
+        FP8, True, 0, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
     )  # fmt: skip
     _store_part(parts, tops, totals, piece * slot_rows + at, valid, acc, top, total, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _attend(
-    query, keys, values, out, rows, starts, begins, tables, shared, parts, tops, totals, counters,
+    query, keys, values, scales, out, rows, starts, begins, tables, shared, parts, tops, totals, counters,
     scale, requests, table_width, plane, pieces, least, slot_rows, shared_pieces, shared_least, low, high,
     BLOCK_R: tl.constexpr, SLOTS: tl.constexpr, FEW: tl.constexpr, FOLD: tl.constexpr,
     SPLIT: tl.constexpr, SHARED_N: tl.constexpr, BY_TOKEN: tl.constexpr, WINDOW: tl.constexpr,
     TWO_WALKS: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, QUERIES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, FP8: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One tile of a request with low < count <= high over one piece of its context."""
     if EARLY:
@@ -125,12 +124,11 @@ def _attend(
     step = tl.num_programs(0) * GROUP
     corner = (begin + first) * step + head * GROUP  # row of m = 0 in query and out
     at = _row(corner, step, m, GROUP)
-    offset = head.to(tl.int64) * plane
     acc, top, total = _walk_range(
         _load_rows(query, at, valid, D, BLOCK_D),
         lo, lo + tl.maximum(tl.minimum(hi, start + 1) - lo, 0) // BLOCK_N * BLOCK_N, hi, start + m // GROUP,
-        keys + offset, values + offset, tables + row.to(tl.int64) * table_width,
-        scale, TWO_WALKS, WINDOW, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
+        keys, values, scales, head, plane, tables + row.to(tl.int64) * table_width,
+        scale, FP8, TWO_WALKS, WINDOW, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
     )  # fmt: skip
     if own + common == 1:
         _store_rows(out, at, valid, acc / tl.where(valid, total, 1.0)[:, None], D, BLOCK_D)

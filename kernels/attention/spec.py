@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from workbench.kernels.attention import fp8
 from workbench.kernels.attention.kernel import Ragged, Space, attend, make_space
 from workbench.kernels.spec import Case, Inputs, Outputs, Spec
 
@@ -13,7 +14,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 REASON = (
     "weights and the result are each rounded once to 16 bits (2^-9 at most in bfloat16, rms 0.3 of that), "
     "the weights' roundings averaging out over the keys; scores and sums are float32, where 2^x of a score "
-    "near 10 carries 10 roundings"
+    "near 10 carries 10 roundings. Keys and values of eight bits are exact in 16, and so is what both read"
 )
 UNTOUCHED = 0.01  # in the rows of padding, before and after
 
@@ -31,6 +32,8 @@ class Batch(NamedTuple):
     shared: int | None = None  # blocks all have in common; None: not said
     padding: int = 0  # requests without queries, and as many rows of padding
     dtype: torch.dtype = torch.bfloat16
+    stored: torch.dtype | None = None  # an FP8 format; None: as queries
+    per_head: bool = False  # and scales of each token's head, not of all keys and of all values
 
     @property
     def blocks(self) -> list[int]:
@@ -53,6 +56,7 @@ def make_inputs(batch: Batch, generator: torch.Generator, device: torch.device) 
         slots = torch.arange(blocks * batch.block_size, device=device).view(blocks, batch.block_size)
         unseen = (slots < first) | (slots >= length)
         cache[:, :, tables[row, :blocks].long()] += torch.where(unseen, float("nan"), 0.0)[:, :, None]
+    cache, scales = _stored(batch, cache, generator)
     out = torch.full((used + pad, batch.heads * batch.head_dim), float("nan"), device=device)
     out[used:] = UNTOUCHED
     rows = torch.randperm(len(batch.counts), generator=generator, device=device)
@@ -68,7 +72,23 @@ def make_inputs(batch: Batch, generator: torch.Generator, device: torch.device) 
             len(batch.counts) + pad, used + pad, batch.heads, batch.kv_heads, batch.head_dim, device
         ),
         "out": out.to(batch.dtype),
+        "scales": scales,
     }
+
+
+def _stored(batch: Batch, cache: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    """The cache in its own format, plane by plane, and random scales: the same numbers mean others then."""
+    if batch.stored is None:
+        return cache, None
+    scales = torch.tensor([0.7, 0.02], device=cache.device)
+    if batch.per_head:
+        sizes = cache.shape[:-1]
+        scales = torch.randint(121, 132, sizes, generator=generator, device=cache.device, dtype=torch.uint8)
+    stored = torch.empty_like(cache, dtype=batch.stored)
+    for half, plain in zip(stored, cache, strict=True):
+        for head, numbers in zip(half, plain, strict=True):
+            head.copy_(fp8.quantise(numbers, torch.ones((), device=cache.device), batch.stored))
+    return stored, scales
 
 
 def _first_seen(start: int, window: int | None) -> int:
@@ -113,9 +133,12 @@ def _make_ragged(batch: Batch, tables: Tensor, rows: Tensor, device: torch.devic
 
 def dense(
     query: Tensor, cache: Tensor, ragged: Ragged, scale: float, window: int | None, space: Space, out: Tensor,
-    **bounds: int,
+    scales: Tensor | None = None, **bounds: int,
 ) -> Outputs:  # fmt: skip
     """The same, request by request over gathered keys, with all scores at once."""
+    if scales is not None:
+        per_head = scales.dtype == torch.uint8
+        cache = cache * (fp8.head_scales(scales) if per_head else scales.view(2, 1, 1, 1, 1))
     group = query.shape[1] // cache.shape[1]
     begins, starts, rows = ragged.begins.tolist(), ragged.starts.tolist(), ragged.rows.tolist()
     for r, row in enumerate(rows):
@@ -154,9 +177,9 @@ def make_case(name: str, batch: Batch, timed: bool) -> Case:
         pairs += sum(min(window, position + 1) for position in range(length - count, length))
         seen += min(length, window + count - 1)
     seen -= (batch.shared or 0) * batch.block_size * (len(batch.counts) - 1)
-    ends = 2 * sum(batch.counts) * batch.heads
-    numbers = (2 * seen * batch.kv_heads + ends) * batch.head_dim
-    moved = numbers * batch.dtype.itemsize + 4 * sum(batch.blocks)
+    ends = 2 * sum(batch.counts) * batch.heads * batch.head_dim
+    a_head = batch.head_dim * (batch.stored or batch.dtype).itemsize + int(batch.per_head)
+    moved = 2 * seen * batch.kv_heads * a_head + ends * batch.dtype.itemsize + 4 * sum(batch.blocks)
 
     def make(generator: torch.Generator, device: torch.device) -> Inputs:
         return make_inputs(batch, generator, device)
@@ -182,6 +205,19 @@ def _small() -> tuple[Case, ...]:
         "prefix-of-none": Batch((1, 1), (20, 17), 2, 1, 64, shared=0, dtype=half),
         "one-token": Batch((1,), (1,), 2, 2, 64, dtype=half),
     }
+    e4m3, e5m2 = torch.float8_e4m3fn, torch.float8_e5m2
+    batches |= {
+        "fp8-decode": Batch((1, 1, 1), (5, 40, 16), 4, 2, 64, stored=e4m3, dtype=whole),
+        "fp8-chunked": Batch((1, 33, 2, 40), (50, 60, 2, 40), 8, 2, 64, padding=2, stored=e4m3, dtype=half),
+        "fp8-group-of-7": Batch((1, 2), (30, 21), 7, 1, 80, block_size=8, stored=e4m3, dtype=half),
+        "fp8-window": Batch((1, 70), (90, 75), 2, 1, 128, window=24, stored=e4m3, dtype=half),
+        "fp8-prefix": Batch((1, 1, 1), (40, 70, 33), 4, 2, 64, shared=2, padding=1, stored=e4m3, dtype=half),
+        "fp8-e5m2": Batch((1, 3), (40, 21), 4, 2, 64, block_size=32, stored=e5m2, dtype=half),
+        "fp8-heads": Batch((1, 1, 5), (40, 70, 33), 4, 2, 64, stored=e4m3, per_head=True, dtype=half),
+        "fp8-heads-prefix": Batch(
+            (1, 1), (340, 300), 4, 2, 80, shared=18, stored=e4m3, per_head=True, dtype=whole
+        ),
+    }
     return tuple(make_case(f"{name}-{_short(batch)}", batch, False) for name, batch in batches.items())
 
 
@@ -203,6 +239,10 @@ def _large() -> tuple[Case, ...]:
         "prompt-8192-llama": Batch((8192,), (8192,), *llama),
         "mixed-255x600+2048": Batch((1,) * 255 + (2048,), (600,) * 255 + (2048,), *qwen),
     }
+    eight = ("256x600", "1x4000", "32x16384-llama", "prefix-256x4096+80-llama", "mixed-255x600+2048")
+    for name in eight:
+        batches[f"fp8-{name}"] = batches[name]._replace(stored=torch.float8_e4m3fn)
+    batches["fp8-heads-256x600"] = batches["fp8-256x600"]._replace(per_head=True)
     return tuple(make_case(name, batch, True) for name, batch in batches.items())
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from workbench.kernels.attention.eight_bits import _walk_range_pairs
 
 # The top of a row that has seen nothing: finite, for 2^(EMPTY - EMPTY) is 1 and -inf - -inf is not a number.
 EMPTY = tl.constexpr(-1e30)
@@ -87,25 +88,40 @@ def _walk(
 
 @triton.jit
 def _walk_range(
-    q, lo, full, hi, position, keys, values, table, scale,
-    TWO_WALKS: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, lo, full, hi, position, keys, values, scales, head, plane, table, scale,
+    FP8: tl.constexpr, TWO_WALKS: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The triple of a tile over keys lo .. hi - 1; `full`: in two walks, where the unmasked one ends."""
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    top = tl.full([BLOCK_M], EMPTY, tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    if TWO_WALKS:
-        acc, top, total = _walk(
-            q, acc, top, total, lo, full, position, keys, values, table, scale,
-            False, 0, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
+    """The triple of a tile over keys lo .. hi - 1; `full`: in two walks, where the unmasked one ends.
+
+    keys and values: of all heads, `plane` numbers each. FP8: 0: they have the dtype of q; 1: eight bits and
+    scales of all keys and of all values; 2: and scales of each token's head. 3 and 4: the same, interpreted.
+    """
+    if FP8 > 0:
+        acc, top, total = _walk_range_pairs(
+            q, lo, full, hi, position, keys, values, scales, head, plane, table, scale,
+            TWO_WALKS, EMPTY, FP8 % 2 == 0, WINDOW, BLOCK_M, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
+            FP8 < 3,
         )  # fmt: skip
-        lo = full
-    return _walk(
-        q, acc, top, total, lo, hi, position, keys, values, table, scale,
-        True, WINDOW, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
-    )  # fmt: skip
+    else:
+        offset = head.to(tl.int64) * plane
+        keys += offset
+        values += offset
+        acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+        top = tl.full([BLOCK_M], EMPTY, tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        if TWO_WALKS:
+            acc, top, total = _walk(
+                q, acc, top, total, lo, full, position, keys, values, table, scale,
+                False, 0, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
+            )  # fmt: skip
+            lo = full
+        acc, top, total = _walk(
+            q, acc, top, total, lo, hi, position, keys, values, table, scale,
+            True, WINDOW, BLOCK_N, BLOCK_SIZE, D, BLOCK_D, WIDE, PRECISION,
+        )  # fmt: skip
+    return acc, top, total
 
 
 @triton.jit

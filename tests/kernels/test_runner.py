@@ -70,6 +70,38 @@ def test_greedy_tokens_equal_transformers(folders: dict[str, Path], family: str,
         assert list(output.outputs[0].token_ids)[: len(expected)] == expected
 
 
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen3", {"kv_cache_dtype": "fp8", "calculate_kv_scales": True}),
+        ("qwen2", {"kv_cache_dtype": "fp8_per_token_head", "max_num_batched_tokens": 16}),
+    ],
+    ids=["scales of the first step", "scales of each head, chunked"],
+)
+def test_an_fp8_cache_holds_and_says_what_plain_torch_does(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, settings: dict
+) -> None:
+    """Overlapped, so that a step is launched behind the one that finds the scales before that is done."""
+    found = []
+    for kernels in (True, False):
+        monkeypatch.setattr(backend, "has_kernels", lambda device, there=kernels: there)
+        with open_llm(folders[family], async_scheduling=True, **settings) as llm:
+            params = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True, logprobs=2)
+            outputs = llm.generate(prompts(4), params, use_tqdm=False)
+            scales = [llm._parts.store.scales(layer).float().cpu() for layer in range(2)]
+        found.append((scales, [(list(o.outputs[0].token_ids), o.outputs[0].logprobs) for o in outputs]))
+    (scales, answers), (expected_scales, expected) = found
+    assert "calculate_kv_scales" not in settings or list(map(torch.Tensor.tolist, scales)) == list(
+        map(torch.Tensor.tolist, expected_scales)
+    )
+    for (ids, lines), (expected_ids, expected_lines) in zip(answers, expected, strict=True):
+        assert ids == expected_ids
+        for line, expected_line in zip(lines, expected_lines, strict=True):
+            for token, value in line.items():
+                # A number near the middle of two may be rounded either way, and move a logit by as much.
+                assert value.logprob == pytest.approx(expected_line[token].logprob, abs=5e-3)
+
+
 def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_token(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

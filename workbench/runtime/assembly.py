@@ -44,7 +44,7 @@ def make_runner(
     rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
     layouts = store.layouts(model.spec, groups)
     sampler = Sampler(mode, Processors(processors) if processors else None)
-    if not backend.has_kernels(model.device) or store.is_fp8:
+    if not backend.has_kernels(model.device) or (store.is_fp8 and not backend.has_fp8(model.device)):
         from workbench.runtime.batch import Batch
         from workbench.runtime.runner import TorchRunner
         from workbench.runtime.torch_adapters import TorchAdapters

@@ -88,6 +88,7 @@ class KernelAttention:
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
         """[T, (heads + 2 * kv_heads) * head_dim] -> [T, heads * head_dim]."""
         spec, cache, group = self._spec, self._store.layer(layer), self._group_of[layer]
+        scales = self._store.scales(layer)
         if self._store.measures:
             self._measure(layer, qkv, q_norm, k_norm)
         query = qk_rotary_write(
@@ -103,6 +104,7 @@ class KernelAttention:
             k_norm,
             spec.rms_norm_eps,
             keep=bool(self._bounds.whole),
+            scales=scales,
         )
         out = torch.empty((len(qkv), spec.num_heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
         if self._bounds.whole:
@@ -118,6 +120,7 @@ class KernelAttention:
                 self._bounds.length,
                 self._space,
                 out,
+                scales,
             )
         return out
 

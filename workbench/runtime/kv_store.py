@@ -51,7 +51,7 @@ def _tensor_formats(groups: Sequence[KVGroup], formats: Sequence[Format]) -> lis
 
 def largest_numbers(x: Tensor) -> Tensor:
     """The largest magnitude, as float32; NaN counts for nothing."""
-    return torch.nan_to_num(x.abs(), nan=0.0).amax().float()
+    return torch.where(x.isnan(), 0.0, x.abs()).amax().float()
 
 
 def scales_for(largest: Tensor, dtype: torch.dtype) -> Tensor:
