@@ -14,6 +14,7 @@ import pytest
 
 import workbench.widgets
 from tests.trace.house import build
+from workbench import LLM
 from workbench.trace import Trace
 from workbench.trace.pictures import theme
 from workbench.widgets import CacheMap, PrefixTree, Requests, Selection, Stepper, TokenBudget, linked
@@ -138,6 +139,12 @@ def test_a_click_reaches_the_hidden_input_of_its_own_widget(trace: Trace) -> Non
     assert '"' not in ON_CLICK
     assert widget.children[-1]._dom_classes == ("wb-pick",)
     assert "wb-widget" in widget._dom_classes
+
+
+@pytest.mark.parametrize("kind", [*STEPWISE, PrefixTree])
+def test_a_class_is_refused_like_any_other_type(kind: type[Widget]) -> None:
+    with pytest.raises(TypeError, match=r"source is type: use an LLM, a Trace"):
+        kind(LLM)
 
 
 def test_only_what_exists_can_be_selected() -> None:

@@ -35,6 +35,7 @@ class PrefixTree(Widget):
     needs: ClassVar[tuple[Name, ...]] = ("steps", "requests", "tokens", "blocks")
 
     def __init__(self, source: object, selection: Selection | None = None, tokenizer: Any = None) -> None:
+        self.check(source)
         self._tokenizer = _tokenizer_of(source) if tokenizer is None else tokenizer
         super().__init__(source, selection)
 

@@ -69,6 +69,7 @@ class Stepper(Widget):
     needs: ClassVar[tuple[Name, ...]] = ("steps", "step_requests", "requests", "blocks")
 
     def __init__(self, source: object, selection: Selection | None = None) -> None:
+        self.check(source)
         alive = hasattr(source, "scheduler") and not is_closed(source)
         self._engine: Engine | None = source if alive else None  # type: ignore[assignment]
         self.outputs: dict[str, RequestOutput] = {}  # the latest of each request, by id
