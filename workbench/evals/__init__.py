@@ -1,1 +1,29 @@
-"""Evaluations: what a model gets right, measured through the engine that serves it."""
+"""Evaluations: what a model gets right, measured through the engine that serves it.
+
+    rows = evaluate(llm, read_task("questions.jsonl"))      # a row a sample
+    summarize(rows)                                         # scores with intervals
+    compare(rows, evaluate(other, ...))                     # paired: is the difference one?
+
+Names load when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.lazy import loads_lazily
+
+if TYPE_CHECKING:
+    from workbench.evals.comparing import compare, summarize
+    from workbench.evals.evaluating import evaluate
+    from workbench.evals.tasks import Sample, Task, make_task, read_task
+
+__all__ = ["Sample", "Task", "compare", "evaluate", "make_task", "read_task", "summarize"]
+
+_HOMES = {
+    **dict.fromkeys(("compare", "summarize"), "workbench.evals.comparing"),
+    "evaluate": "workbench.evals.evaluating",
+    **dict.fromkeys(("Sample", "Task", "make_task", "read_task"), "workbench.evals.tasks"),
+}
+
+__getattr__, __dir__ = loads_lazily(__name__, _HOMES)
