@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from workbench.bench.cli import main
-from workbench.bench.tracing import MODES, middle
+from workbench.bench.pairs import middle
+from workbench.bench.tracing import MODES
 
 
 def test_every_way_runs_beside_a_run_that_nobody_observes(capsys: pytest.CaptureFixture) -> None:

@@ -133,6 +133,28 @@ def test_linked_widgets_follow_one_another(trace: Trace) -> None:
     assert budget._pick.value == requests._pick.value == ""  # the same may be clicked again
 
 
+def test_one_that_left_the_page_is_not_drawn_until_it_is_back() -> None:
+    def run(widget: Widget) -> bool:
+        """Whether the widget was drawn."""
+        seen: list[object] = []
+        widget._place.observe(seen.append, "value")
+        house.add([1] * 5, 3)
+        house.run()
+        widget.feed._end_due = 0.0
+        return bool(seen)
+
+    house = build()
+    widget = TokenBudget(house.trace)
+    assert run(widget)  # it may be about to be shown
+    widget._view_count = 1
+    assert run(widget)
+    widget._view_count = 0  # its cell ran again, and made another one
+    before = place(widget)
+    assert not run(widget)
+    widget._view_count = 1
+    assert place(widget) != before
+
+
 def test_a_click_reaches_the_hidden_input_of_its_own_widget(trace: Trace) -> None:
     widget = TokenBudget(trace)
     assert f'onclick="{ON_CLICK}"' in place(widget)

@@ -30,6 +30,7 @@ class Slow:
     """A view that takes some time to draw, and remembers when it did."""
 
     needs: tuple[Name, ...] = ("steps", "step_requests", "requests")
+    wanted = True
 
     def __init__(self, feed: Feed, wall: Wall, seconds: float) -> None:
         self.feed, self.wall, self.seconds = feed, wall, seconds
@@ -93,9 +94,9 @@ def test_what_is_not_due_is_drawn_by_the_loop_when_the_cell_is_done() -> None:
         view = Slow(feed, wall, 0.0)
         feed.join(view)
         house.run()  # the loop stands still meanwhile, as in a notebook
-        assert view.drawn[-1][1] < len(house.trace.columns.steps["step"])
+        assert not view.drawn  # so short a run is not held up
         async with asyncio.timeout(60):
-            while len(view.drawn) < 2:
+            while not view.drawn:
                 await asyncio.sleep(SHORTEST)
         return view
 
@@ -106,6 +107,56 @@ def test_what_is_not_due_is_drawn_by_the_loop_when_the_cell_is_done() -> None:
     house.run()  # the loop is closed by now: nothing raises
     assert house.trace.followers
     assert len(view.drawn) >= count
+
+
+def test_runs_too_short_to_pay_for_a_draw_are_drawn_at_their_ends_and_as_rarely() -> None:
+    house, wall = build(), Wall()
+    feed = Feed(house.trace, wall)
+    view = Slow(feed, wall, 0.02)
+    feed.join(view)
+    began = wall.now
+    for number in range(400):
+        house.add([1] * 4 + [number % 40], 2, ignore_eos=True)
+        while house.engine.scheduler.has_work:
+            wall.now += 0.01
+            house.engine.advance()
+    worked = wall.now - began
+    assert 2 <= len(view.drawn) <= 2 + 2 * worked / (IDLE * view.seconds)
+    assert len(view.drawn) * view.seconds < 0.03 * worked + 2 * view.seconds
+    feed.pull()
+    assert len(feed["steps"]["step"]) == len(house.trace.columns.steps["step"])
+
+
+def test_time_in_which_nobody_waits_for_the_engine_pays_for_no_draw() -> None:
+    view, house = run_watched(0.5, 0.01)
+    view.wall.now += 1000
+    seen = len(view.drawn)
+    filled(house, 4)
+    while house.engine.scheduler.has_work:
+        view.wall.now += 0.01
+        house.engine.advance()
+        if house.engine.scheduler.has_work:
+            assert len(view.drawn) == seen
+    assert len(view.drawn) == seen + 1  # the end, which is due by now
+
+
+def test_an_engine_that_works_beside_the_loop_is_not_drawn_more_often() -> None:
+    house = filled(build(), 60)
+
+    async def cell() -> tuple[Slow, float]:
+        wall = Wall()
+        feed = Feed(house.trace, wall)
+        view = Slow(feed, wall, 0.01)
+        feed.join(view)
+        began = wall.now
+        while house.engine.scheduler.has_work:
+            wall.now += 0.02
+            house.engine.advance()
+            await asyncio.sleep(0.001)  # a late draw may come
+        return view, wall.now - began
+
+    view, worked = asyncio.run(cell())
+    assert 2 <= len(view.drawn) <= 1 + worked / (IDLE * view.seconds)
 
 
 def test_a_live_feed_holds_what_a_finished_trace_gives(tmp_path: Path) -> None:

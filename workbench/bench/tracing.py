@@ -9,27 +9,23 @@ stand the microseconds of plan + commit with no model behind them.
 
 from __future__ import annotations
 
-import gc
-import math
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from workbench.bench import scheduler
+from workbench.bench.pairs import pair, speed, summary
 from workbench.bench.provenance import provenance
-from workbench.bench.throughput import Load, make_prompts
+from workbench.bench.throughput import Load
 from workbench.bench.workloads import MODELS, model_folder
 from workbench.engine.events import Observer
 from workbench.llm import LLM
 from workbench.models.zoo.registry import DEFAULT
-from workbench.params import SamplingParams
 from workbench.trace import Trace
 from workbench.trace.journal import FILE
 
@@ -40,22 +36,6 @@ MOST_HOST_ROUNDS = 5
 SHOWN = ("mode", "round", "off_tokens_per_s", "out_tokens_per_s", "ratio", "bytes")
 
 Row = dict[str, Any]
-
-
-class Run(NamedTuple):
-    """One load, as one way of observing saw it."""
-
-    tokens_per_s: float
-    bytes: int  # written to disk
-
-
-class Middle(NamedTuple):
-    """The median of several figures."""
-
-    median: float
-    low: float  # the interval that holds the true median in at least 95 of 100 cases,
-    high: float  # whatever the figures' distribution; their least and largest where they are fewer than 6
-    quartiles: tuple[float, float]  # of the figures: half of them lie between
 
 
 def measure(model: str | None, load: Load, rounds: int) -> tuple[list[Row], Row]:
@@ -71,42 +51,25 @@ def measure(model: str | None, load: Load, rounds: int) -> tuple[list[Row], Row]
             str(folder), load_format=load_format, skip_tokenizer_init=True, max_model_len=longest
         ) as llm:
             origin = provenance(llm.config.device_name) | {"model": name, **load._asdict()}
-            _run(llm, OFF, load, 999, Path(scratch))
+            with _observed(llm, OFF, Path(scratch)):
+                speed(llm, load, 999)
             for number in tqdm(range(rounds), desc="Measuring", unit="round"):
                 turn = number % len(MODES)
                 for mode in MODES[turn:] + MODES[:turn]:
                     rows.append(origin | _pair(llm, mode, load, number, Path(scratch)))
-            return rows, {"engine": repr(llm), "rounds": rounds} | _summary(rows)
+            return rows, {"engine": repr(llm), "rounds": rounds} | summary(rows, MODES)
 
 
 def _pair(llm: LLM, mode: str, load: Load, number: int, scratch: Path) -> Row:
     """A way of observing and, right beside it, none."""
-    order = (OFF, mode) if number % 2 else (mode, OFF)
-    runs = {way: _run(llm, way, load, number, scratch) for way in order}
-    observed, unobserved = runs[mode], runs[OFF]
-    return {
-        "mode": mode,
-        "round": number,
-        "off_tokens_per_s": round(unobserved.tokens_per_s, 1),
-        "out_tokens_per_s": round(observed.tokens_per_s, 1),
-        "ratio": round(observed.tokens_per_s / unobserved.tokens_per_s, 4),
-        "bytes": observed.bytes,
-    }
-
-
-def _run(llm: LLM, mode: str, load: Load, number: int, scratch: Path) -> Run:
-    prompts = make_prompts(load, 1000, number)
-    params = SamplingParams(temperature=0, max_tokens=load.out, ignore_eos=True)
-    llm.reset_prefix_cache()
-    gc.collect()  # what earlier runs left is not collected on this one's time
     folder = scratch / f"{number}"
-    with _observed(llm, mode, folder):
-        began = time.perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        seconds = time.perf_counter() - began
-    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
-    assert tokens == load.requests * load.out, f"{mode}: {tokens} tokens were generated"
-    return Run(tokens / seconds, (folder / FILE).stat().st_size if mode == "record_path" else 0)
+
+    def run(way: str) -> float:
+        with _observed(llm, way, folder):
+            return speed(llm, load, number)
+
+    row = pair(OFF, mode, number, run)
+    return row | {"bytes": (folder / FILE).stat().st_size if mode == "record_path" else 0}
 
 
 @contextmanager
@@ -123,34 +86,6 @@ def _observed(llm: LLM, mode: str, folder: Path) -> Iterator[None]:
             yield
         finally:
             llm._emit.add(llm.trace.observer)
-
-
-def _summary(rows: list[Row]) -> Row:
-    summary: Row = {"off_tokens_per_s": round(statistics.median(row["off_tokens_per_s"] for row in rows), 1)}
-    for mode in MODES:
-        found = middle([row["ratio"] for row in rows if row["mode"] == mode])
-        summary[f"{mode}_ratio"] = round(found.median, 4)
-        summary[f"{mode}_interval"] = [round(found.low, 4), round(found.high, 4)]
-        summary[f"{mode}_quartiles"] = [round(quartile, 4) for quartile in found.quartiles]
-    return summary
-
-
-def middle(figures: Sequence[float]) -> Middle:
-    """The median, with the interval between two of the figures that holds the true one.
-
-    Each figure lies below the true median with probability 1/2, so how many do is binomial: counted in from
-    both ends as far as at most 2.5 % of cases are left outside.
-    """
-    ordered, n = sorted(figures), len(figures)
-    outside, inward = 0.0, 0
-    while inward < (n - 1) // 2:
-        outside += math.comb(n, inward) / 2**n
-        if outside > 0.025:
-            break
-        inward += 1
-    inward = max(inward - 1, 0)
-    low, high = np.percentile(ordered, [25, 75]).tolist()
-    return Middle(statistics.median(ordered), ordered[inward], ordered[n - 1 - inward], (low, high))
 
 
 # --- without a model ------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ How a widget is made up, from below:
    step_requests, tokens and blocks never change once they are there; requests are worked out anew.
 2. `feed.Feed`: one for each trace that is looked at, found again by the next widget on the same trace or
    engine. It follows the trace (`Trace.follow`), hands out tables (`feed["steps"]`) and decides when its
-   widgets draw: at most ten times a second, and for at most 3 % of the time, all widgets of an engine
-   together.
+   widgets draw: at most ten times a second, and for so small a part of the time in which the engine works
+   that all widgets of an engine together slow it by less than 3 % (`workbench bench widgets`).
 3. `workbench.trace.pictures.*`: pure functions from tables to frozen picture data, and from those to SVG or
    HTML text. The report uses them too. `pictures.theme` has the colours; classes, never colours, stand in the
    markup.

@@ -6,6 +6,7 @@ Knows ipywidgets, and no table.
 from __future__ import annotations
 
 import logging
+import time
 from abc import abstractmethod
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -66,6 +67,9 @@ class Widget(VBox):
         super().__init__()
         self.selection = Selection() if selection is None else selection
         self._closed = is_closed(source)
+        self._shown = False  # it stood on a page once
+        self._view_count = 0  # not None: pages count their views
+        self.observe(self._viewed, "_view_count")
         self._place, self._pick = HTML(), Text()
         self._pick.add_class("wb-pick")
         self._pick.observe(self._clicked, "value")
@@ -79,7 +83,10 @@ class Widget(VBox):
         self.children = [HTML(_styled("")), self._place, *self.controls(), self._pick]
         self.selection.observe(self.refresh)
         self.prepare()
+        began = time.perf_counter()
         self.refresh()
+        if not self._problem:
+            self.feed.expect(time.perf_counter() - began)
 
     # --- where it looks ---------------------------------------------------------------------------------
 
@@ -135,6 +142,16 @@ class Widget(VBox):
             return theme.message(f"this could not be drawn: {error!r}")
         note = "The engine is closed; this is its trace." if self._closed else ""
         return drawn + (f'<p class="note">{note}</p>' if note else "")
+
+    @property
+    def wanted(self) -> bool:
+        """False once no page shows it any more: its cell ran again, say. ipywidgets keeps it all the same."""
+        return bool(self._view_count) or not self._shown
+
+    def _viewed(self, change: Any) -> None:
+        if change["new"] and not change["old"]:
+            self._shown = True
+            self.refresh()  # it may have been left out
 
     def _clicked(self, change: Any) -> None:
         what = change["new"]

@@ -24,7 +24,9 @@ from workbench.trace.growing import GrowingTables, Name
 from workbench.trace.schema import Table, Tables
 
 SHORTEST = 0.1  # seconds between two draws
-IDLE = 66.0  # seconds of not drawing for each second of drawing: 1.5 %, as much again is lost around it
+IDLE = 80.0  # seconds of the engine's work for each second of drawing: 1.25 %, and more is lost around it
+FIRST = 0.004  # seconds that a view's next draw takes at least, while it is known from its first only,
+MOST = 0.05  # and at most: the first one reads all that there is
 SOON = (RequestArrived, RequestFinished, QueueReordered, BudgetChanged)  # drawn once the cell is done
 MOST_LINES = 1_000_000  # of step_requests, about 100 MB; a ring is read again when there are more
 
@@ -33,6 +35,10 @@ class View(Protocol):
     """Something that draws from a feed."""
 
     needs: tuple[Name, ...]
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody may see what it draws."""
 
     def prepare(self) -> None:
         """Ask of others what is to be drawn, where that may mean to wait for the engine; never raises."""
@@ -45,9 +51,10 @@ class Feed:
     """The tables of one trace, for any number of views; it draws them as the trace grows.
 
     What happens in the engine's thread is: an event is put into a list, and, when a draw is due, the views
-    draw within the step. What comes after a draw and is not followed by another due one is drawn later, by
-    the event loop in which the feed was made: in a notebook, as soon as the cell is done. Where there is no
-    loop, it is drawn when the engine has nothing left to do.
+    draw within the step. A draw is due when the engine has worked long enough to pay for it: its idle time
+    does not count, so that short runs are not slowed either. What is not due is drawn by the event loop in
+    which the feed was made: in a notebook, as soon as the cell is done. Where there is no loop, nobody sees
+    it grow: it is drawn when the engine has nothing left to do, and as rarely.
     """
 
     def __init__(self, trace: Trace, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -57,7 +64,10 @@ class Feed:
         self._loop = _running_loop()
         self._views: tuple[View, ...] = ()
         self.lock = threading.RLock()  # held by who draws: the engine's thread, or the notebook's
-        self._due = 0.0  # by the clock
+        self.spent = 0.0  # seconds of drawing so far
+        self._drawn = -SHORTEST  # by the clock
+        self._owed = 0.0  # seconds that the engine shall have worked before the next draw
+        self._end_due = 0.0  # by the clock: the end of the work is drawn again, where there is no loop
         self._late = False  # a draw by the loop is to come
         self._tables: GrowingTables | Tables = GrowingTables(())
         self._start(())
@@ -72,11 +82,11 @@ class Feed:
         self._ready = False
         self._waiting: list[Event] = []
         self._tables = GrowingTables(names, self.trace.decode)
-        self._activity = _Activity()
+        self._activity, self._owed = _Activity(), IDLE * FIRST * len(self._views)
         kept = self.trace.follow(self).events
         with self.lock:
             self._waiting = kept + self._waiting
-            self._activity.begin(kept)
+            self._activity.begin(kept, self._clock())
             self._ready = True
 
     # --- views ----------------------------------------------------------------------------------------
@@ -87,6 +97,11 @@ class Feed:
         if isinstance(tables, GrowingTables) and not tables.names >= set(view.needs):
             self._start(tables.names | set(view.needs))
         self._views = (*self._views, view)
+        self._owed += IDLE * FIRST
+
+    def expect(self, seconds: float) -> None:
+        """A view that has just joined took so long to be drawn for the first time."""
+        self._owed += IDLE * min(max(seconds - FIRST, 0.0), MOST)
 
     def leave(self, view: View) -> None:
         """It draws no more; with the last one, the feed follows the trace no more."""
@@ -130,27 +145,43 @@ class Feed:
     def __call__(self, event: Event) -> None:
         """Hears the trace's events."""
         self._waiting.append(event)
-        self._activity.take(event)
+        now = self._clock()
+        self._activity.take(event, now)
         quiet = self._activity.quiet
-        now = quiet or type(event) is StepCommitted
-        if not self._views or not (now or type(event) in SOON):
+        step = quiet or type(event) is StepCommitted
+        if not self._views or not (step or type(event) in SOON):
             return
-        wait = self._due - self._clock()
-        if now and (wait <= 0 or (quiet and self._loop is None)):
+        if step and self._wait(now) <= 0:
             self._draw()
-        elif self._loop is not None and not self._late:
-            self._late = True
-            try:
-                self._loop.call_soon_threadsafe(self._loop.call_later, max(wait, 0.0), self._draw_late)
-            except RuntimeError:  # the loop is closed
-                self._loop, self._late = None, False
+        elif self._loop is not None:
+            self._draw_soon(self._drawn + SHORTEST - now)
+        elif quiet and now >= self._end_due:
+            self._end_due = now + self._draw() * (1 + IDLE)
+
+    def _wait(self, now: float) -> float:
+        """Seconds until the next draw is due, if the engine works on."""
+        return max(self._drawn + SHORTEST - now, self._owed - self._activity.worked(now))
+
+    def _draw_soon(self, wait: float) -> None:
+        """The loop draws, once it gets to it: when the cell is done, or while the engine works elsewhere."""
+        if self._late or self._loop is None:
+            return
+        self._late = True
+        try:
+            self._loop.call_soon_threadsafe(self._loop.call_later, max(wait, 0), self._draw_late)
+        except RuntimeError:  # the loop is closed
+            self._loop, self._late = None, False
 
     def _draw_late(self) -> None:
         self._late = False
-        if self._waiting:
+        now = self._clock()
+        if not self._activity.idle(now) and self._wait(now) > 0:
+            self._draw_soon(SHORTEST)
+        elif self._waiting:
             self._draw()
 
-    def _draw(self) -> None:
+    def _draw(self) -> float:
+        """Draw everything now; how long it took."""
         began = self._clock()
         if self._too_long():
             self._start(self._tables.names if isinstance(self._tables, GrowingTables) else ())
@@ -158,27 +189,33 @@ class Feed:
             view.prepare()
         with self.lock:
             for view in self._views:
-                view.refresh()
-        ended = self._clock()
-        self._due = ended + max(SHORTEST, IDLE * (ended - began))
+                if view.wanted:
+                    view.refresh()
+        self._drawn = self._clock()
+        took = self._drawn - began
+        self.spent += took
+        self._owed = self._activity.worked(self._drawn) + IDLE * took
+        return took
 
     def _too_long(self) -> bool:
         return self.trace.max_steps is not None and len(self["step_requests"]["step"]) > MOST_LINES
 
 
 class _Activity:
-    """Whether an engine has something to do, by what it said."""
+    """Whether an engine has something to do, by what it said, and how long it had."""
 
     def __init__(self) -> None:
         self._open: set[str] = set()  # requests
         self._in_flight = 0  # steps
+        self._worked, self._at = 0.0, 0.0  # seconds with something to do, until then
 
-    def begin(self, events: Iterable[Event]) -> None:
-        """What happened before."""
+    def begin(self, events: Iterable[Event], now: float) -> None:
+        """What happened before; the time it took is not counted."""
         for event in events:
-            self.take(event)
+            self.take(event, now)
 
-    def take(self, event: Event) -> None:
+    def take(self, event: Event, now: float) -> None:
+        self._worked, self._at = self.worked(now), now
         kind = type(event)
         if kind is StepPlanned:
             self._in_flight += 1
@@ -190,6 +227,14 @@ class _Activity:
             self._open.add(event.request_id)
         elif isinstance(event, RequestFinished):
             self._open.discard(event.request_id)
+
+    def worked(self, now: float) -> float:
+        """Seconds with something to do, up to now."""
+        return self._worked if self.quiet else self._worked + now - self._at
+
+    def idle(self, now: float) -> bool:
+        """Whether drawing holds up nobody: there is nothing to do, or nobody does it."""
+        return self.quiet or (self._in_flight <= 0 and now - self._at >= SHORTEST)
 
     @property
     def quiet(self) -> bool:

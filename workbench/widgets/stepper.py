@@ -228,6 +228,7 @@ class Stepper(Widget):
         self._running = False
 
     async def _run_on(self, steps: Iterator[None]) -> None:
+        self._show_controls()  # at once: the picture comes when the engine's work has paid for it
         while self._running and self._try(lambda: next(steps)):
             await asyncio.sleep(0)  # clicks come in between
         self._running = False

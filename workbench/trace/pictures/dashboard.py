@@ -111,7 +111,7 @@ def _rows(part: Table, course: Course, now: bool) -> list[Row]:
         _level("KV blocks held", "held", 100 * part["blocks_held"] / total, course, now, "{:.0f} %", "%"),
         _share("prompt tokens found in cache", "found", part["cached"], prompts, course),
     ]
-    if "accepted" in part and part["draft"].any():
+    if part["draft"].any():
         found.append(_share("drafts accepted", "accepted", part["accepted"], part["draft"], course))
     return found
 
