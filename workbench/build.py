@@ -6,6 +6,7 @@ import gc
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from workbench.models.loading import load_model
 from workbench.models.rotary import build_rotary
 from workbench.models.spec import ModelSpec, read_spec
 from workbench.runtime.adapter_weights import load_weights
-from workbench.runtime.assembly import make_runner, scratch_bytes
+from workbench.runtime.assembly import make_runner, scratch_bytes, verifies
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.kv_formats import Stored, described, pick_storage
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
 from workbench.speculate.assembly import make_speculator
-from workbench.speculate.config import SpeculativeConfig, read_speculative_config
+from workbench.speculate.config import read_speculative_config
+from workbench.speculate.speculator import Speculator
 from workbench.structured.backends import AUTO
 from workbench.structured.grammars import Grammars
 from workbench.structured.vocabulary import read_vocabulary
@@ -112,7 +114,8 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
             raise  # a kernel failed, say: no size would help
         raise ValueError(_no_memory(config, budget, error)) from error
     store.scales_due = settings.calculate_kv_scales
-    scheduler = _scheduler(settings, config, groups, clock, emit, adapters)
+    speculator = make_speculator(config, partial(verifies, device, processors))
+    scheduler = _scheduler(settings, config, groups, clock, emit, speculator, adapters)
     engine = Engine(scheduler, runner, int(config.async_scheduling))
     memory = _memory_table(config, budget)
     logger.info("%s", memory)
@@ -178,7 +181,9 @@ def _measure(model: Decoder, s: Settings, described: Device, length: int) -> Mem
     rows, tokens = step_limits(s, described)
     scratch = 0
     if backend.has_kernels(model.device):
-        scratch = scratch_bytes(model.spec, rows, tokens, length, s.block_size, model.dtype)
+        wanted = read_speculative_config(s.speculative_config)
+        lines = rows + (0 if wanted is None else wanted.room(rows).all)
+        scratch = scratch_bytes(model.spec, lines, tokens, length, s.block_size, model.dtype)
     return measure(model, s, tokens, rows, scratch)
 
 
@@ -272,15 +277,9 @@ def _plan_memory(
         max_logprobs=s.max_logprobs,
         seed=s.seed,
         structured_outputs_backend=(s.structured_outputs_config or {}).get("backend", AUTO),
-        speculation=_speculation(s, device),
+        speculation=read_speculative_config(s.speculative_config),
     )
     return config, groups
-
-
-def _speculation(s: Settings, device: torch.device) -> SpeculativeConfig | None:
-    if s.speculative_config and backend.has_kernels(device):
-        raise ValueError("speculative_config: drafts are verified on a CPU alone so far; leave it out")
-    return read_speculative_config(s.speculative_config)
 
 
 def _scheduler(
@@ -289,6 +288,7 @@ def _scheduler(
     groups: tuple[KVGroup, ...],
     clock: Clock,
     emit: Emitter,
+    speculator: Speculator | None,
     adapters: Adapters | None,
 ) -> Scheduler:
     digest = hash_function(config.prefix_caching_hash_algo)
@@ -301,6 +301,4 @@ def _scheduler(
         config.max_model_len,
         s.long_prefill_token_threshold,
     )
-    return Scheduler(
-        limits, cache, policy_named(s.scheduling_policy), clock, emit, make_speculator(config), adapters
-    )
+    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit, speculator, adapters)

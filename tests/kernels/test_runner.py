@@ -13,6 +13,7 @@ import torch
 
 from tests.llm import tiny
 from tests.llm.asking import is_rank
+from tests.llm.drafters import TestDrafter
 from tests.llm.float64_sampler import OPTIONS, processed, spellings
 from workbench import LLM, SamplingParams, StructuredOutputsParams
 from workbench.models import backend
@@ -271,3 +272,38 @@ def test_constrained_tokens_are_those_of_plain_torch(tmp_path: Path, monkeypatch
             outputs = llm.generate(prompts(5), params, use_tqdm=False)
         found.append([(list(o.outputs[0].token_ids), o.outputs[0].finish_reason) for o in outputs])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("adversarial", {}), ("accurate", {"async_scheduling": True, "max_num_batched_tokens": 7})],
+    ids=["some are right", "overlapped, chunked, all are right"],
+)
+def test_drafts_change_no_token_and_no_logprob(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str, settings: dict
+) -> None:
+    """By graphs that hold lines of any counts, and beside chunks; who adjusts its logits drafts nothing."""
+    monkeypatch.setattr(graphs, "ladder", lambda most: [n for n in (3, 8) if n < most] + [most])
+    common = {"max_tokens": 4, "ignore_eos": True}
+    params = [
+        SamplingParams(temperature=0, **common),
+        SamplingParams(temperature=1.0, seed=3, logprobs=2, **common),
+        SamplingParams(temperature=0.9, seed=5, repetition_penalty=1.3, **common),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "has_kernels", lambda device: False)
+        with open_llm(folders["llama"]) as llm:
+            expected = llm.generate(prompts(3), params, use_tqdm=False)
+    whole = [[*o.prompt_token_ids, *o.outputs[0].token_ids] for o in expected]
+    config = {"method": "ngram", "num_speculative_tokens": 2, "adaptive": False}
+    with open_llm(folders["llama"], speculative_config=config, **settings) as llm:
+        llm._engine.scheduler._speculation._drafter = TestDrafter(kind, whole)
+        with llm.trace.record() as trace:
+            found = llm.generate(prompts(3), params, use_tqdm=False)
+    assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
+    for before, after in zip(expected[1].outputs[0].logprobs, found[1].outputs[0].logprobs, strict=True):
+        assert list(before) == list(after)
+        assert all(abs(before[i].logprob - after[i].logprob) < 1e-4 for i in before)
+    drafts = trace.step_requests.groupby("request_id").draft.sum()
+    assert (drafts > 0).tolist() == [True, True, False]
+    assert trace.steps.accepted.sum() > 0

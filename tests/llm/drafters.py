@@ -11,6 +11,7 @@ from tests.llm import tiny
 from workbench import LLM
 from workbench.engine.drafting import Proposals
 from workbench.engine.plan import Ints
+from workbench.speculate.config import Room
 from workbench.speculate.drafter import Ask
 from workbench.speculate.speculator import Speculator
 
@@ -58,7 +59,7 @@ class TestDrafter:
 
 def draft_by(llm: LLM, drafter: TestDrafter, most: int = MOST) -> TestDrafter:
     """The engine's requests are drafted by `drafter`, whatever comes of it."""
-    speculator = Speculator(drafter, most, None)
+    speculator = Speculator(drafter, Room(most, 256), None)
     scheduler = llm._engine.scheduler
     scheduler._speculation = scheduler._planner._speculation = speculator
     return drafter

@@ -77,6 +77,7 @@ class Yields(NamedTuple):
 
     rows: Ints  # [m + e]; batch rows
     positions: Ints  # [m + e]; where in its request each token belongs
+    lines: npt.NDArray[np.int64]  # [m + e]; places of those rows in the plan
 
 
 class Growth(NamedTuple):
@@ -123,13 +124,14 @@ class StepPlan(NamedTuple):
     @property
     def yields(self) -> Yields:
         """The tokens it samples: first one of each line, then those behind drafts, line after line."""
-        rows, ends, drafts = self.rows[self.samples], self.starts + self.counts, self.drafts
+        ends, drafts, lines = self.starts + self.counts, self.drafts, self.samples.nonzero()[0]
         if drafts is None:
-            return Yields(rows, ends[self.samples])
+            return Yields(self.rows[lines], ends[lines], lines)
         ends[drafts.lines] -= drafts.counts
-        behind = np.repeat(ends[drafts.lines], drafts.counts) + 1 + within(drafts.counts)
-        extra = np.repeat(self.rows[drafts.lines], drafts.counts)
-        return Yields(np.concatenate([rows, extra]), np.concatenate([ends[self.samples], behind]))
+        behind = ends[drafts.lines].repeat(drafts.counts) + 1 + within(drafts.counts)
+        positions = np.concatenate([ends[lines], behind])
+        lines = np.concatenate([lines, drafts.lines.repeat(drafts.counts)])
+        return Yields(self.rows[lines], positions, lines)
 
 
 def within(counts: Ints) -> Ints:

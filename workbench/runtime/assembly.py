@@ -15,10 +15,11 @@ from workbench.lora.adapters import Adapters
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
+from workbench.params import SamplingParams
 from workbench.runtime.constraints import Compile, Constraints
 from workbench.runtime.kv_store import KVStore, kv_groups
 from workbench.runtime.processing import Processors
-from workbench.runtime.sampler import LogprobsMode, Sampler
+from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
 
 # On a GPU a step in which some row computes several tokens runs launch by launch, at several times the cost
 # of a graph where few rows run.
@@ -64,12 +65,16 @@ def make_runner(
 
     pinned = Pinned(model.device, IN_FLIGHT)
     batch = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, pinned)
-    staging = Staging(rows, len(groups), model.device, IN_FLIGHT)
-    step = KernelStep(model, groups, store, batch, staging.memory, max(tokens, rows))
+    drafts, drafted = (0, 0) if config.speculation is None else config.speculation.room(rows)
+    staging = Staging(rows + drafted, len(groups), model.device, IN_FLIGHT)
+    step = KernelStep(
+        model, groups, store, batch, staging.memory, max(tokens, rows + drafted), rows + drafted
+    )
     record = captured.recorder_for(model.device, eager)
     shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
     sharing_rows = SHARING_ROWS if shares else None
-    graphs = captured.DecodeGraphs(step, min(rows, tokens), config.max_model_len, record, sharing_rows)
+    most, length = min(rows, tokens), config.max_model_len
+    graphs = captured.DecodeGraphs(step, most, length, record, sharing_rows, drafts)
     with torch.inference_mode():
         graphs.capture()
     drawn_by = sampler if processors else None
@@ -77,6 +82,14 @@ def make_runner(
     if model.device.type == "cuda":
         runner.warm(warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups)))
     return runner
+
+
+def verifies(device: torch.device, processors: Sequence[Any], params: SamplingParams) -> bool:
+    """Whether a runner can verify the drafts of a request.
+
+    The kernels adjust a row's logits once a step; in plain torch, every position's are.
+    """
+    return not backend.has_kernels(device) or bool(processors) or not is_adjusted(params)
 
 
 def _least_forced(model: Decoder, config: EngineConfig, processors: Sequence[Any]) -> int | None:

@@ -93,7 +93,7 @@ class Batch:
         for table, grown in zip(self._tables, plan.grown, strict=True):
             table[grown.rows, grown.places] = grown.blocks
         if plan.drafts is not None:
-            rows, positions = plan.yields
+            rows, positions, _ = plan.yields
             behind = len(rows) - plan.num_drafts
             token_ids = torch.tensor(plan.drafts.token_ids, device=self.device)
             self.append(rows[behind:].astype(np.int64), positions[behind:].astype(np.int64) - 1, token_ids)
@@ -122,10 +122,7 @@ class Batch:
         places_of_lines = np.empty(len(rows), np.int64)
         places_of_lines[order] = begins
         yields = plan.yields
-        sampling = plan.samples.nonzero()[0]
-        if plan.drafts is not None:
-            sampling = np.concatenate([sampling, plan.drafts.lines.repeat(plan.drafts.counts)])
-        last = (places_of_lines - plan.starts)[sampling] + yields.positions - 1
+        last = (places_of_lines - plan.starts)[yields.lines] + yields.positions - 1
         place = (torch.from_numpy(rows[line]).to(self.device), torch.from_numpy(positions).to(self.device))
         places = tuple(
             make_places(self._slots(table, rows[line], positions), layout)

@@ -79,6 +79,11 @@ class DeviceBatch:
             self._enter(plan.added)
         if plan.added or len(plan.removed):
             self._shared = None
+        if plan.drafts is not None:
+            behind, yields = len(plan.drafts.token_ids), plan.yields
+            rows, positions = yields.rows[-behind:].astype(np.int64), yields.positions[-behind:] - 1
+            places = self.pinned.upload(rows * self.tokens.shape[1] + positions)
+            self.tokens.view(-1).index_copy_(0, places, self.pinned.upload(plan.drafts.token_ids.copy()))
 
     def _enter(self, added: Sequence[Addition]) -> None:
         for addition in added:

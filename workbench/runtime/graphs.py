@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 from workbench.runtime.kernel_attention import Bounds
 from workbench.runtime.kernel_step import KernelStep
 
+VERIFIED = 64  # tokens of the largest graph with drafts
+
 Action = Callable[[], object]
 
 
@@ -61,15 +63,21 @@ class DecodeGraphs:
         max_length: int,
         record: Callable[[Action], Replay],
         sharing_rows: int | None,
+        drafts: int = 0,
     ) -> None:
         """`most`: lines of the largest; `max_length`: longest context any replay may see.
 
-        `sharing_rows`: fewest lines whose common prefix is read once; None: none is ever.
+        `sharing_rows`: fewest lines whose common prefix is read once; None: none is ever. `drafts`: most that
+        a line verifies beside its token.
         """
         self._step = step
         self._bounds = Bounds(1, max_length)
         sizes = ladder(most)
         self._sizes = {False: sizes, True: [] if sharing_rows is None else coarse(sizes, sharing_rows)}
+        # Lines have as many tokens as they have: a graph serves whatever fits into its own.
+        self._drafting = Bounds(1 + drafts, max_length)
+        self._to_verify = [n for n in ladder(VERIFIED) if 1 < n <= most * (1 + drafts)] if drafts else []
+        self._verifies: dict[int, Replay] = {}
         self._record = record
         self._forwards: dict[tuple[int, bool], Replay] = {}
         self._draws: dict[int, Replay] = {}
@@ -79,6 +87,22 @@ class DecodeGraphs:
         wanted = [(size, sharing) for sharing in (False, True) for size in self._sizes[sharing][::-1]]
         for size, sharing in tqdm(wanted, desc="Capturing graphs", unit="graph", leave=False):
             self.pair(size, sharing)
+        for size in self._to_verify[::-1]:
+            self.verifying(size)
+
+    def size_to_verify(self, tokens: int) -> int | None:
+        """The size that serves steps of so many tokens, drafts among them; None: there is none."""
+        place = bisect_left(self._to_verify, tokens)
+        return self._to_verify[place] if place < len(self._to_verify) else None
+
+    def verifying(self, size: int) -> Pair:
+        """The graphs of steps of so many tokens, in lines of any counts, all of which sample."""
+        step, bounds = self._step, self._drafting
+        if size not in self._verifies:
+            self._verifies[size] = self._record(lambda: step.forward(size, size, size, bounds, False))
+        if size not in self._draws:
+            self._draws[size] = self._record(lambda: step.draw(size, size))
+        return Pair(self._verifies[size], self._draws[size])
 
     def size_for(self, lines: int, sharing: bool) -> int:
         """The size that serves so many lines, of which there are no more than `most`."""

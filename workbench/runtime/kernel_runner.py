@@ -64,6 +64,7 @@ class Told(NamedTuple):
     scored: Scored | None = None
     failed: tuple[Failure, ...] = ()  # rows whose tokens count for nothing
     constrained: Constrained | None = None  # rows whose tokens a grammar has to accept
+    lost: Ints | None = None  # lines that could not be sampled
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Told:
         """The same, with every tensor somewhere else."""
@@ -126,7 +127,7 @@ class KernelRunner:
         pinned.begin(turn)
         self._batch.apply(plan)
         self._constraints.apply(plan)
-        sampling = int(plan.samples.sum())
+        sampling = int(plan.samples.sum()) + plan.num_drafts
         told = self._run(plan, sampling).moved(pinned.download)
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
@@ -134,6 +135,8 @@ class KernelRunner:
         return self._last
 
     def _run(self, plan: StepPlan, sampling: int) -> Told:
+        if plan.drafts is not None:
+            return self._verify(plan, sampling)
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1 and not self._step.finds_scales
         shared = self._batch.shared_blocks(plan) if decodes else 0
@@ -146,16 +149,35 @@ class KernelRunner:
             forward, draw = self._graphs.pair(size, shared > 0)
             forward.replay()
             return self._sample(plan, size, sampling, draw)
-        scores = self._forward(plan, sampling)
-        return self._sample(plan, size, sampling, None)._replace(scoring=scores.scoring, scored=scores.scored)
+        return self._run_ragged(plan, size, sampling)
 
-    def _forward(self, plan: StepPlan, sampling: int) -> Told:
+    def _verify(self, plan: StepPlan, sampling: int) -> Told:
+        """A step with drafts: by graph where it holds nothing but decodes and drafts, and few of them."""
+        decodes = sampling == plan.num_tokens and not self._step.finds_scales
+        graph = self._graphs.size_to_verify(sampling) if decodes else None
+        size = graph or max(len(plan.rows), sampling)
+        self._staging.send(plan, plan.index % IN_FLIGHT, size, 0, None)
+        if not fits(plan, size):
+            self._batch.grow(plan.grown)
+        if graph is None:
+            return self._run_ragged(plan, size, sampling)
+        forward, draw = self._graphs.verifying(size)
+        forward.replay()
+        return self._sample(plan, size, sampling, draw)
+
+    def _run_ragged(self, plan: StepPlan, lines: int, sampling: int) -> Told:
+        """Any step, launch by launch; `lines`: of the packed array."""
+        scores = self._forward(plan, lines, sampling)
+        sampled = self._sample(plan, lines, sampling, None)
+        return sampled._replace(scoring=scores.scoring, scored=scores.scored)
+
+    def _forward(self, plan: StepPlan, lines: int, sampling: int) -> Told:
         """Compute a step that is not one of decodes; logprobs of its prompt tokens, where they are wanted."""
         bounds = bounds_of(plan, self._step.attends_whole)
         begins = np.cumsum(plan.counts, dtype=np.int64) - plan.counts
         scored = scored_by(plan, begins, self._batch.additions)
         places = None if scored is None else self._batch.pinned.upload(scored.places)
-        hidden = self._step.forward(len(plan.rows), plan.num_tokens, sampling, bounds, False, places)
+        hidden = self._step.forward(lines, plan.num_tokens, sampling, bounds, False, places)
         if scored is None:
             return NOTHING
         scoring = self._step.score(hidden, scored, self._mode.endswith("logits"))
@@ -167,7 +189,7 @@ class KernelRunner:
             return NOTHING
         if self._sampler is not None:
             return self._process(self._sampler, plan, size)
-        rows = plan.rows[plan.samples].tolist() if self._batch.special else []
+        rows = plan.yields.rows.tolist() if self._batch.special else []
         asking = [(line, row) for line, row in enumerate(rows) if row in self._batch.special]
         if draw is not None and not asking and not plan.logprobs:
             draw.replay()
@@ -177,15 +199,15 @@ class KernelRunner:
 
     def _process(self, sampler: Sampler, plan: StepPlan, lines: int) -> Told:
         """Draw in plain torch: logits processors want float32, between the sampler's own steps."""
-        rows = plan.rows[plan.samples].astype(np.int64)
-        lengths = (plan.starts + plan.counts)[plan.samples].astype(np.int64)
+        rows, lengths = plan.yields.rows.astype(np.int64), plan.yields.positions.astype(np.int64)
         logits, batch = self._step.logits[: len(rows)], self._batch
         constrained = self._masks(plan)
         sampled = sampler.sample(
             logits, rows, lengths, batch.additions, batch.tokens, plan.logprobs, constrained
         )
         self._step.take(lines, sampled.token_ids)
-        return Told(sampled.logprobs, sampled.wanted, failed=sampled.failed, constrained=constrained)
+        columns, wanted, failed, lost = sampled.logprobs, sampled.wanted, sampled.failed, sampled.lost
+        return Told(columns, wanted, failed=failed, constrained=constrained, lost=lost)
 
     def _masks(self, plan: StepPlan) -> Constrained | None:
         """What grammars let come next, found while the device computes the logits.
@@ -195,7 +217,7 @@ class KernelRunner:
         last = self._last
         if last is not None and last.told.constrained is not None:
             last.done.wait()
-            last.told.constrained.take(last.token_ids.numpy())
+            last.told.constrained.take(last.token_ids.numpy(), last.told.lost)
         constrained = self._constraints.masks(plan)
         if constrained is not None:
             self._batch.follow(constrained.forced)
@@ -247,7 +269,7 @@ class KernelRunner:
             scores = to_scores(told.scoring, told.scored)
         device_s = ticket.done.since(ticket.begun)
         plan = ticket.plan
-        refused, masked, forced, accepted = outcome(plan, told.constrained, token_ids)
+        refused, masked, forced, accepted = outcome(plan, told.constrained, token_ids, told.lost)
         return StepResult(
             plan.index, plan.rows[plan.samples], token_ids, columns, ticket.launch_s, self._clock(), device_s,
             scores, (*told.failed, *refused), masked, forced, accepted,

@@ -50,9 +50,10 @@ class KernelStep:
         batch: DeviceBatch,
         packed: Tensor,
         max_tokens: int,
+        max_lines: int,
     ) -> None:
-        """`packed`: the device's packed array. `max_tokens`: most tokens of a step."""
-        spec, rows = model.spec, len(batch.tokens)
+        """`packed`: the device's packed array. `max_tokens`, `max_lines`: a step computes and samples."""
+        spec, rows = model.spec, max_lines
         self._model = model
         self._groups = groups
         self._store = store

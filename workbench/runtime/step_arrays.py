@@ -22,15 +22,18 @@ IN_ORDER = 16  # lines of decodes up to which they stay in the plan's order
 
 
 class StepArrays(NamedTuple):
-    """Views of one packed int32 memory: numpy on the host, tensors on the device. R lines, G KV groups."""
+    """Views of one packed int32 memory: numpy on the host, tensors on the device. R lines, G KV groups.
+
+    What is sampled has lines of its own, as the plan yields it: those of rows, then those behind drafts.
+    """
 
     rows: Tensor  # [R]; batch rows, in the plan's order or another
     starts: Tensor  # [R]; position of the first token computed
     begins: Tensor  # [R + 1]; where in the step's tokens each line begins; padding lines are empty
-    last: Tensor  # [R] where in the step's tokens the last one of each sampling line is, then zeros
-    option_rows: Tensor  # [R]; batch rows of the sampling lines, in the plan's order, then zeros
-    token_rows: Tensor  # [R]; the same, NOBODY for lines that are padding or yield no token
-    lengths: Tensor  # [R]; tokens of the sampling lines before the new one
+    last: Tensor  # [R] where in the step's tokens is what predicts each token sampled, then zeros
+    option_rows: Tensor  # [R]; batch rows that tokens are sampled for, then zeros
+    token_rows: Tensor  # [R]; the same, then NOBODY
+    lengths: Tensor  # [R]; the row's tokens before the one sampled
     shared: Tensor  # [1]; leading blocks that all lines have in common
     grown: Tensor  # [3, G, R]; rows (NOBODY: padding), places, blocks
 
@@ -81,7 +84,7 @@ def longest_last(starts: Ints) -> Order:
 
 
 def pack(fields: Fields, plan: StepPlan, order: Order | None = None) -> None:
-    """Write a plan into the fields of an array with at least as many lines as it has rows.
+    """Write a plan into the fields of an array of at least as many lines as it has rows and samples.
 
     `grown` holds nothing where the plan grows more blocks than there are lines: see `fits`.
     """
@@ -93,13 +96,7 @@ def pack(fields: Fields, plan: StepPlan, order: Order | None = None) -> None:
     begins[0] = 0
     plan.counts[lines].cumsum(out=begins[1 : n + 1])
     ends = begins[1 : n + 1] if order is None else begins[1 : n + 1][order.places]
-    sampling: slice | Bools = slice(None) if plan.samples.all() else plan.samples
-    yielding = plan.rows[sampling]
-    m = len(yielding)
-    np.subtract(ends[sampling], 1, out=last[:m])
-    option_rows[:m] = yielding
-    token_rows[:m] = yielding
-    np.add(plan.starts[sampling], plan.counts[sampling], out=lengths[:m])
+    m = _pack_yields((last, option_rows, token_rows, lengths), plan, ends)
     if n < len(rows):
         begins[n + 1 :] = begins[n]
         rows[n:] = starts[n:] = 0
@@ -111,6 +108,24 @@ def pack(fields: Fields, plan: StepPlan, order: Order | None = None) -> None:
         for group, growth in enumerate(plan.grown):
             for field, column in zip(grown[:, group], growth, strict=True):
                 field[: len(column)] = column
+
+
+def _pack_yields(fields: Fields, plan: StepPlan, ends: Ints) -> int:
+    """What is sampled; how many. `ends` [n]: where in the step's tokens each of the plan's lines ends."""
+    last, option_rows, token_rows, lengths = fields
+    if plan.drafts is not None:
+        rows, positions, lines = plan.yields
+        m = len(rows)
+        last[:m] = (ends - plan.counts - plan.starts)[lines] + positions - 1
+        lengths[:m] = positions
+    else:
+        sampling: slice | Bools = slice(None) if plan.samples.all() else plan.samples
+        rows = plan.rows[sampling]
+        m = len(rows)
+        np.subtract(ends[sampling], 1, out=last[:m])
+        np.add(plan.starts[sampling], plan.counts[sampling], out=lengths[:m])
+    option_rows[:m] = token_rows[:m] = rows
+    return m
 
 
 def fits(plan: StepPlan, lines: int) -> bool:

@@ -253,7 +253,7 @@ class _Player:
         flight = self.scheduler.flights[0]
         plan = flight.plan
         requests = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
-        rows, positions = plan.yields
+        rows, positions, _ = plan.yields
         asked = [
             (row, self._script_of[requests[row]], position - requests[row].num_prompt_tokens)
             for row, position in zip(rows.tolist(), positions.tolist(), strict=True)

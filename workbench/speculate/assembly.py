@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from workbench.config import EngineConfig
+from workbench.params import SamplingParams
 from workbench.speculate.config import SpeculativeConfig
 from workbench.speculate.drafter import Drafter
 from workbench.speculate.ngram import NgramDrafter
@@ -10,14 +13,14 @@ from workbench.speculate.pace import Pace
 from workbench.speculate.speculator import Speculator
 
 
-def make_speculator(config: EngineConfig) -> Speculator | None:
-    """None where nothing is to be drafted."""
+def make_speculator(config: EngineConfig, verifies: Callable[[SamplingParams], bool]) -> Speculator | None:
+    """None where nothing is to be drafted. `verifies`: whether the runner can verify a request's drafts."""
     wanted = config.speculation
     if wanted is None:
         return None
-    most = wanted.num_speculative_tokens
-    pace = Pace(config.max_num_seqs, most) if wanted.adaptive else None
-    return Speculator(_drafter(wanted, config.max_num_seqs, config.max_model_len), most, pace)
+    room = wanted.room(config.max_num_seqs)
+    pace = Pace(config.max_num_seqs, room.each) if wanted.adaptive else None
+    return Speculator(_drafter(wanted, config.max_num_seqs, config.max_model_len), room, pace, verifies)
 
 
 def _drafter(wanted: SpeculativeConfig, rows: int, length: int) -> Drafter:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.checks import at_least
 from workbench.errors import check_names
 
+DRAFTED = 256  # tokens of a step; where more requests draft than that, those that came first do
 METHODS = ("ngram",)
 _NAMES = frozenset(("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min", "adaptive"))
 _ELSEWHERE = {
@@ -17,6 +18,13 @@ _ELSEWHERE = {
     "speculative_disable_by_batch_size": "leave it out: adaptive=True does that by what steps cost",
     "speculative_model": "use method='ngram'",
 }
+
+
+class Room(NamedTuple):
+    """Drafts at most."""
+
+    each: int  # of a request in a step
+    all: int  # of a step: each takes a line of logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,10 @@ class SpeculativeConfig:
     prompt_lookup_max: int = 4  # tokens of the longest run that is looked up
     prompt_lookup_min: int = 1  # and of the shortest
     adaptive: bool = True  # fewer, or none, where drafts cost more than they bring
+
+    def room(self, rows: int) -> Room:
+        """For so many requests."""
+        return Room(self.num_speculative_tokens, min(rows * self.num_speculative_tokens, DRAFTED))
 
 
 def read_speculative_config(given: object) -> SpeculativeConfig | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy, deepcopy
 
 import numpy as np
@@ -11,17 +12,30 @@ from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 from workbench.engine.running import Longs, Running
+from workbench.params import SamplingParams
+from workbench.speculate.config import Room
 from workbench.speculate.drafter import Ask, Drafter
 from workbench.speculate.pace import HOLDS, Pace
+
+
+def _all(params: SamplingParams) -> bool:
+    return True
 
 
 class Speculator:
     """One drafter for all requests of an engine."""
 
-    def __init__(self, drafter: Drafter, most: int, pace: Pace | None) -> None:
-        """`most`: drafts of a request in a step; `pace`: says when fewer are better, None: never."""
+    def __init__(
+        self,
+        drafter: Drafter,
+        room: Room,
+        pace: Pace | None,
+        verifies: Callable[[SamplingParams], bool] = _all,
+    ) -> None:
+        """`pace`: says when fewer are better; None: never. `verifies`: whether such a request can draft."""
         self._drafter = drafter
-        self._most = most
+        self._room = room
+        self._verifies = verifies
         self._pace = pace
         self._wanted: Longs = np.zeros(0, np.int64)  # by place, for the membership `_version`
         self._version = -1
@@ -51,13 +65,17 @@ class Speculator:
         if self._version != running.version or not self._holds:
             self._version, self._holds = running.version, HOLDS
             if self._pace is None:
-                self._wanted = np.full(running.count, self._most)
+                self._wanted = np.full(running.count, self._room.each)
             else:
                 self._wanted = self._pace.wanted(running.row)
+            if self._wanted.any():
+                able = [self._verifies(request.params) for request in running.requests]
+                self._wanted = np.where(able, self._wanted, 0)
         return self._wanted
 
     def propose(self, running: Running, most: Longs) -> Proposals | None:
         most = np.minimum(self._lengths(running), most)
+        most = np.clip(self._room.all - (np.cumsum(most) - most), 0, most)
         places = most.nonzero()[0]
         if not len(places):
             return None

@@ -1,0 +1,40 @@
+"""The speculation benchmark: the same outputs, ratios that follow from the times, bad names refused."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from workbench.bench import speculation
+from workbench.bench.cli import main
+
+QUICK = ["--requests", "2", "--out", "8", "--rounds", "2", "--model", "zoo/wren-1m", "--not-adaptive"]
+
+
+def test_a_row_a_load_with_the_same_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speculation, "propose_ms", lambda rows, context: 0.0)
+    file = tmp_path / "speculation.csv"
+    assert main(["speculation", *QUICK, "-o", str(file)]) == 0
+    with file.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["task"] for row in rows] == ["copying", "stories"]
+    for row in rows:
+        ratios = [float(ratio) for ratio in row["all_ratios"].split()]
+        assert len(ratios) == 2
+        assert min(ratios) <= float(row["ratio"]) <= max(ratios)
+        assert float(row["same"]) == 1
+        assert float(row["draft_len"]) > 0
+        assert 0 <= float(row["accepted"]) <= 1
+
+
+def test_proposing_is_timed_over_rows_of_any_length() -> None:
+    assert 0 < speculation.propose_ms(3, 40, steps=4) < 1e3
+
+
+def test_what_cannot_be_measured_is_refused_with_what_can() -> None:
+    with pytest.raises(ValueError, match="no task 'sums': choose among copying, stories"):
+        main(["speculation", *QUICK, "--tasks", "sums"])
+    with pytest.raises(ValueError, match="use at least 1"):
+        main(["speculation", *QUICK, "--rounds", "0"])
