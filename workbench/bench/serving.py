@@ -54,6 +54,7 @@ SHOWN = (
     "met",
     "steps",
     "step_ms",
+    "roofline_ms",
     "host_ms",
     "ttft_ms",
 )
@@ -256,6 +257,7 @@ def _row(bench: Bench, workload: Workload, rounds: Sequence[Round]) -> Row:
         "cached_tokens": counted.cached_tokens,
         "steps": counted.steps,
         "step_ms": _round(counted.seconds / counted.steps * 1e3),
+        **_roofline(bench, workload, counted),
         "host_ms": _round(counted.host_s * 1e3),
         "ttft_ms": _round(counted.ttft_s * 1e3),
     }
@@ -299,15 +301,31 @@ def _profile_row(found: Round, part: str, kernel: str, share: breakdown.Share, b
 
 
 def _least_seconds(bench: Bench, workload: Workload, found: Round) -> dict[str, float]:
-    """The bound of the parts that have one, with weights of 16 bits."""
+    """The bound of the parts that have one."""
+    return {
+        part: sum(work.seconds(BYTES_PER_S, FLOPS_PER_S) for work in works)
+        for part, works in _works(bench, workload, found).items()
+    }
+
+
+def _roofline(bench: Bench, workload: Workload, found: Round) -> Row:
+    """What a step has to move, and how long that takes at the rate at which memory is copied.
+
+    Beside the measured step it says how much of the bandwidth is used; only where that rate was measured.
+    """
+    moved = sum(work.bytes.sum() for works in _works(bench, workload, found).values() for work in works)
+    known = TARGET_GPU in bench.llm.config.device_name
+    milliseconds = _round(moved / found.steps / BYTES_PER_S * 1e3) if known else ""
+    return {"step_gb": _round(moved / found.steps / 1e9), "roofline_ms": milliseconds}
+
+
+def _works(bench: Bench, workload: Workload, found: Round) -> dict[str, tuple[bounds.Work, ...]]:
+    """The work of the parts that have a bound, with weights of 16 bits."""
     lines = found.tables.step_requests
     chunks = bounds.Chunks(lines["step"], lines["start"], lines["scheduled"], lines["samples"])
     attention = bounds.attention(bench.spec, chunks, 1 if _has_fp8(bench) else 2, workload.shared)
     products = (bounds.layers(bench.spec, chunks, 2), bounds.head(bench.spec, chunks, 2))
-    return {
-        "gemm": sum(work.seconds(BYTES_PER_S, FLOPS_PER_S) for work in products),
-        "attention": attention.seconds(BYTES_PER_S, FLOPS_PER_S),
-    }
+    return {"gemm": products, "attention": (attention,)}
 
 
 def _has_fp8(bench: Bench) -> bool:

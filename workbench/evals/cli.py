@@ -45,7 +45,63 @@ def _parser() -> argparse.ArgumentParser:
     zoo.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to a CSV file")
     zoo.set_defaults(run=_zoo)
     _add_grammars(commands)
+    _add_kv(commands)
     return parser
+
+
+def _add_kv(commands: Any) -> None:
+    about = "what an FP8 KV cache costs: perplexity, KL, first parted token and accuracy by context length"
+    kv = commands.add_parser("kv", help=about, description=about)
+    kv.add_argument(
+        "model", nargs="?", default=registry.DEFAULT, help="an embedded model's name, or a folder"
+    )
+    kv.add_argument(
+        "--kv", default="fp8", metavar="NAME[,NAME]", help="kinds of kv_cache_dtype (default fp8)"
+    )
+    kv.add_argument("--texts", type=int, default=64, help="texts of up to 2,048 tokens (default 64)")
+    kv.add_argument("-n", type=int, default=200, help="questions a task (default 200); 0: none")
+    kv.add_argument(
+        "--text", type=Path, metavar="FILE", help="what to read; default: the zoo's held-out stories"
+    )
+    kv.add_argument("--seed", type=int, default=0, help="of the items")
+    kv.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    kv.add_argument("--plot", type=Path, metavar="FILE", help="KL by position, as .svg, .png or .pdf")
+    kv.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    kv.add_argument("-o", "--output", type=Path, metavar="FILE", help="append the rows to a CSV file")
+    kv.set_defaults(run=_kv)
+
+
+def _kv(arguments: argparse.Namespace) -> int:
+    from workbench.evals import kv
+
+    folder = registry.folder(arguments.model)
+    columns = ("model", "seed", *kv.COLUMNS)
+    if arguments.output:
+        check_output(arguments.output, columns)
+    found = kv.compare(
+        folder,
+        arguments.kv.split(","),
+        texts=arguments.texts,
+        questions=arguments.n,
+        text=arguments.text.read_text(encoding="utf-8") if arguments.text else None,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    rows = kv.rows(found)
+    say(
+        *format_table(
+            kv.COLUMNS, [["" if value is None else value for value in row.values()] for row in rows]
+        )
+    )
+    about = {"model": arguments.model, "seed": arguments.seed}
+    if arguments.plot:
+        kv.plot(found).savefig(arguments.plot)
+        say(f"wrote {arguments.plot}")
+    if arguments.output:
+        append(arguments.output, [about | row for row in rows])
+    if arguments.json:
+        say(json.dumps(about | {"rows": rows}))
+    return 0
 
 
 def _add_grammars(commands: Any) -> None:

@@ -118,7 +118,12 @@ def share(name: str, n: int) -> int:
 
 def answered(llm: LLM, kinds: Sequence[Kind], bar: bool | Callable[..., Any]) -> Iterator[int]:
     """How many answers of each kind are right; all are asked at once."""
-    pairs = [pair for kind in kinds for pair in kind.pairs]
+    right = judged(llm, [pair for kind in kinds for pair in kind.pairs], bar)
+    return iter([sum(next(right) for _ in kind.pairs) for kind in kinds])
+
+
+def judged(llm: LLM, pairs: Pairs, bar: bool | Callable[..., Any]) -> Iterator[bool]:
+    """Whether each answer is right."""
     params = [
         SamplingParams(
             temperature=0, max_tokens=len(ids.answer) + SLACK, stop=tasks.stop_of(item.task) or None
@@ -126,8 +131,7 @@ def answered(llm: LLM, kinds: Sequence[Kind], bar: bool | Callable[..., Any]) ->
         for item, ids in pairs
     ]
     outputs = llm.generate([item.prompt for item, _ in pairs], params, use_tqdm=bar) if pairs else []
-    right = (score.is_right(item, out.outputs[0].text) for (item, _), out in zip(pairs, outputs, strict=True))
-    return iter([sum(next(right) for _ in kind.pairs) for kind in kinds])
+    return (score.is_right(item, out.outputs[0].text) for (item, _), out in zip(pairs, outputs, strict=True))
 
 
 @torch.inference_mode()
