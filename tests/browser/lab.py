@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +28,7 @@ from playwright.sync_api import Locator, Page, Route, ViewportSize, expect, sync
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 HOME = "127.0.0.1"
-START_S, RUN_S, CHANGE_S = (
-    60,
-    240,
-    30,
-)  # at most: until the server answers, a notebook has run, a picture follows
+START_S, RUN_S, CHANGE_S = 120, 300, 90  # a server that starts, a notebook that runs, a picture
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
@@ -139,7 +136,7 @@ class Browser:
     def __init__(self, chromium: Chromium) -> None:
         self._chromium = chromium
         self.asked: list[str] = []  # addresses elsewhere
-        self.pictures = Path()
+        self.pictures = Path(tempfile.gettempdir())  # until a test says its own
         self._open: list[Page] = []
 
     @contextmanager
@@ -202,7 +199,9 @@ _STATE = """() => jupyterapp.shell.currentWidget.content.widgets
   .filter(cell => cell.model.type === 'code')
   .map(cell => ({
     count: cell.model.executionCount,
-    errors: cell.model.outputs.toJSON().filter(o => o.output_type === 'error').map(o => o.evalue),
+    errors: cell.model.outputs.toJSON()
+      .map(o => o.evalue ?? (o.name === 'stderr' ? o.text : ''))
+      .filter((text, place) => cell.model.outputs.get(place).type === 'error' || /Traceback/.test(text)),
   }))"""
 
 
@@ -213,18 +212,39 @@ class Notebook:
         self.page = page
 
     def run(self) -> None:
-        """Run every cell; raises what a cell raised."""
+        """Run every cell."""
         self.page.evaluate("() => jupyterapp.commands.execute('notebook:run-all-cells')")
         self.page.wait_for_function(_IDLE, timeout=1000 * RUN_S)
-        cells: Sequence[dict[str, Any]] = self.page.evaluate(_STATE)
+        cells = self.check()
         assert cells, "the notebook has no cell with code"
-        assert not (errors := [error for cell in cells for error in cell["errors"]]), errors
         assert all(cell["count"] for cell in cells), "a cell has not run"
 
+    def check(self) -> Sequence[dict[str, Any]]:
+        """No cell has raised or complained; what is known of each."""
+        cells: Sequence[dict[str, Any]] = self.page.evaluate(_STATE)
+        errors = [error for cell in cells for error in cell["errors"]]
+        assert not errors, errors
+        return cells
+
+    def cell(self, code: str) -> Locator:
+        """The cell whose code is nothing but this."""
+        line = self.page.locator(".jp-InputArea").get_by_text(code, exact=True)
+        return self.page.locator(".jp-CodeCell").filter(has=line)
+
     def widget(self, name: str) -> Locator:
-        """The widget below the cell whose code is nothing but this name."""
-        cell = self.page.locator(".jp-CodeCell", has=self.page.get_by_text(name, exact=True))
-        return cell.locator(".wb-widget")
+        """What stands below the cell whose code is nothing but this name."""
+        return self.cell(name).locator(".wb-widget")
+
+    @contextmanager
+    def changing(self, *names: str) -> Iterator[None]:
+        """What is done in the block changes the pictures of these widgets."""
+        before = {name: self.widget(name).locator(".wb").inner_html() for name in names}
+        yield
+        for name, html in before.items():
+            self.page.wait_for_function(  # a picture is replaced as a whole, the widget around it stays
+                "([widget, html]) => widget.querySelector('.wb').innerHTML !== html",
+                arg=[self.widget(name).element_handle(), html],
+            )
 
     def save(self) -> None:
         self.page.evaluate("() => jupyterapp.commands.execute('docmanager:save')")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,26 +12,32 @@ import pytest
 from nbconvert import HTMLExporter
 from playwright.sync_api import Locator, expect
 
+import workbench.widgets
 from tests.browser.lab import Browser, Lab, Notebook, opened, serving
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = ("01_quickstart",)
-WIDGETS = ("budget", "requests")  # of the notebook below, by the names they have there
-RUN = """
+NOTEBOOKS = ("01_quickstart", "02_scheduler", "05_prefix_caching")
+KINDS = [name for name in workbench.widgets.__all__ if name not in ("Selection", "linked")]
+WIDGETS = [name.lower() for name in KINDS]  # by the names they have in the notebook below
+RUN = f"""
 from workbench import LLM, SamplingParams
-from workbench.widgets import Requests, TokenBudget, linked
+from workbench.widgets import {", ".join(KINDS)}, linked
 
-llm = LLM("zoo/wren-1m", max_num_batched_tokens=32, max_num_seqs=3, num_gpu_blocks_override=48)
-things = ("a map", "a bell", "a kite", "a drum", "a ring")
-prompts = [f"Write a story about a fox and {thing}.\\n\\n" for thing in things]
+small = {{"max_num_batched_tokens": 32, "max_num_seqs": 3, "num_gpu_blocks_override": 48}}
+llm = LLM("zoo/wren-1m", max_model_len=512, **small)
+things = ("a map", "a bell", "a kite", "a drum")
+prompts = [f"Write a story about a fox and {{thing}}.\\n\\n" for thing in things]
 
-def run():
-    llm.generate(prompts, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True), use_tqdm=False)
+def run(tokens):
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=3)
+    llm.generate(prompts, params, use_tqdm=False)
 
-run()
-budget, requests = linked(llm, TokenBudget, Requests)
+run(24)
+for prompt in prompts:
+    llm.add_request(prompt, SamplingParams(max_tokens=8))
+{", ".join(WIDGETS)} = linked(llm, {", ".join(KINDS)})
 """
 
 
@@ -68,14 +75,16 @@ def test_every_widget_shows_a_picture(every_widget: Notebook) -> None:
 
 
 def test_a_click_on_a_step_is_seen_in_the_other_widgets(every_widget: Notebook) -> None:
-    budget, requests = (every_widget.widget(name) for name in ("budget", "requests"))
-    budget.locator('[data-pick="7"]').click()
+    budget = every_widget.widget("tokenbudget")
+    with every_widget.changing("requests", "cachemap", "dashboard"):
+        budget.locator('[data-pick="7"]').click()
     expect(budget.locator("h4", has_text="Step 7:")).to_be_visible()
-    expect(requests.locator(".here")).to_have_count(1)
+    expect(every_widget.widget("requests").locator(".here")).to_have_count(1)
 
 
 def drag(slider: Locator, share: float) -> None:
     """Move a slider's handle to a place of its track, as a hand does."""
+    slider.scroll_into_view_if_needed()
     page, track = slider.page, slider.locator(".noUi-base").bounding_box()
     handle = slider.locator(".noUi-handle").first.bounding_box()
     assert track is not None
@@ -88,13 +97,49 @@ def drag(slider: Locator, share: float) -> None:
 
 
 def test_a_slider_that_is_dragged_moves_the_other_widgets(every_widget: Notebook) -> None:
-    budget, requests = (every_widget.widget(name) for name in ("budget", "requests"))
+    budget = every_widget.widget("tokenbudget")
     budget.locator('[data-pick="3"]').click()
     before = budget.locator("h4", has_text="Step 3:")
     expect(before).to_be_visible()
-    drag(requests.locator(".widget-slider", has_text="selected"), 0.9)
+    with every_widget.changing("requests", "dashboard"):
+        drag(every_widget.widget("cachemap").locator(".widget-slider", has_text="step").first, 0.9)
     expect(before).to_have_count(0)
     expect(budget.locator("h4", has_text="Step")).to_be_visible()
+
+
+def test_a_step_that_is_taken_is_seen_in_the_other_widgets(every_widget: Notebook) -> None:
+    stepper = every_widget.widget("stepper")
+    planned = stepper.locator("h4", has_text="as it will be").inner_text()
+    step, tokens = re.fullmatch(r"Step (\d+), as it will be: (\d+) of 32 tokens", planned).groups()  # type: ignore[union-attr]
+    with every_widget.changing("requests", "cachemap", "dashboard"):
+        stepper.locator("button.widget-button", has_text="step").click()
+    taken = every_widget.widget("tokenbudget").locator("h4", has_text=f"Step {step}:")
+    expect(taken).to_have_text(f"Step {step}: {tokens} of 32 tokens")
+    every_widget.check()
+
+
+def test_a_prompt_that_is_typed_says_what_it_would_find(every_widget: Notebook) -> None:
+    tree = every_widget.widget("prefixtree")
+    asked = tree.get_by_placeholder("type a prompt")
+    with every_widget.changing("prefixtree"):
+        asked.fill("Write a story about a fox and a map.\n\nOnce")
+        asked.press("Enter")
+    before = tree.locator(".wb").inner_text()
+    with every_widget.changing("prefixtree"):
+        asked.fill("An owl")
+        asked.press("Enter")
+    assert tree.locator(".wb").inner_text() != before
+    every_widget.check()
+
+
+def test_the_queue_is_edited_in_its_rows(every_widget: Notebook) -> None:
+    stepper = every_widget.widget("stepper")
+    rows = stepper.locator("tr", has=every_widget.page.locator("button"))
+    count = rows.count()
+    assert count
+    rows.last.get_by_role("button", name="✕").click()
+    expect(rows).to_have_count(count - 1)
+    every_widget.check()
 
 
 def test_the_exported_page_shows_every_widget_without_a_script(

@@ -99,6 +99,18 @@ def test_a_step_that_is_taken_is_selected_for_the_others(open_llm: Open) -> None
     assert 'class="here"' in str(requests._place.value)
 
 
+def test_only_what_can_be_used_is_shown(open_llm: Open) -> None:
+    def shown(stepper: Stepper) -> set[str]:
+        names = ("_back", "_step", "_run", "_until", "_number", "_stop", "_budget")
+        return {name for name in names if getattr(stepper, name).layout.display != "none"}
+
+    live, trace = Stepper(queue(open_llm())), Stepper(build().trace)
+    assert shown(live) == {"_step", "_run", "_until", "_stop", "_budget"}
+    assert shown(trace) == {"_back", "_step", "_run", "_until"}
+    live._until.value = "step"
+    assert "_number" in shown(live)
+
+
 def test_what_cannot_be_done_stands_in_its_place(open_llm: Open) -> None:
     llm = queue(open_llm(max_num_seqs=1))
     stepper = Stepper(llm)

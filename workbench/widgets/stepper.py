@@ -85,13 +85,15 @@ class Stepper(Widget):
     def controls(self) -> list[Any]:
         from ipywidgets import BoundedIntText, Button, Dropdown, HBox, IntSlider, Layout
 
-        narrow = Layout(width="90px")
-        self._back = Button(description="back", icon="step-backward", layout=narrow)
-        self._step = Button(description="step", icon="step-forward", layout=narrow)
+        def narrow() -> Any:  # one each: some are hidden
+            return Layout(width="90px")
+
+        self._back = Button(description="back", icon="step-backward", layout=narrow())
+        self._step = Button(description="step", icon="step-forward", layout=narrow())
         self._run = Button(description="run until", icon="forward", layout=Layout(width="110px"))
-        self._stop = Button(description="stop", icon="stop", layout=narrow, disabled=True)
+        self._stop = Button(description="stop", icon="stop", layout=narrow(), disabled=True)
         self._until = Dropdown(options=list(UNTIL.items()), layout=Layout(width="170px"))
-        self._number = BoundedIntText(min=0, max=10**9, layout=narrow)
+        self._number = BoundedIntText(min=0, max=10**9, layout=narrow())
         self._budget = IntSlider(description="budget", min=1, continuous_update=False)
         self._step.on_click(lambda _: self.step())
         self._back.on_click(lambda _: self.back())
