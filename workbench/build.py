@@ -184,6 +184,10 @@ def _measure(model: Decoder, s: Settings, described: Device, length: int) -> Mem
         wanted = read_speculative_config(s.speculative_config)
         lines = rows + (0 if wanted is None else wanted.room(rows).all)
         scratch = scratch_bytes(model.spec, lines, tokens, length, s.block_size, model.dtype)
+        if s.enable_lora:
+            from workbench.runtime.kernel_adapters import adapter_bytes
+
+            scratch += adapter_bytes(model.spec, s.max_loras, s.max_lora_rank, tokens, model.dtype)
     return measure(model, s, tokens, rows, scratch)
 
 

@@ -73,9 +73,13 @@ class AdaptedOperations:
 
     def product(self, x: Tensor, linear: Linear) -> Tensor:
         y = self._base.product(x, linear)
+        self.add(linear, x, y)
+        return y
+
+    def add(self, linear: Linear, x: Tensor, y: Tensor) -> None:
+        """What adapters add to a product that was computed elsewhere, in place."""
         if self._additions.touches(linear):
             self._additions.add(linear, x, y)
-        return y
 
     def of(self, wanted: Tensor) -> AdaptedOperations:
         return AdaptedOperations(self._base, self._additions.of(wanted))

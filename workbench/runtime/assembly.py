@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from workbench.runtime.constraints import Compile, Constraints
 from workbench.runtime.kv_store import KVStore, kv_groups
 from workbench.runtime.processing import Processors
 from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
+
+if TYPE_CHECKING:
+    from workbench.runtime.kernel_adapters import KernelAdapters
 
 # On a GPU a step in which some row computes several tokens runs launch by launch, at several times the cost
 # of a graph where few rows run.
@@ -53,10 +56,9 @@ def make_runner(
         plain = Batch(rows, config.max_model_len, layouts, model.device)
         slots = None if adapters is None else TorchAdapters(model, adapters.weights, rows)
         return TorchRunner(model, groups, store, plain, sampler, constraints, clock, slots)
-    if adapters is not None:
-        raise ValueError("enable_lora=True: LoRA is not available on a GPU yet; use device='cpu'")
     from workbench.runtime import graphs as captured
     from workbench.runtime.device_batch import SHARING_ROWS, DeviceBatch
+    from workbench.runtime.kernel_adapters import ANYTHING, ATTENTION
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
     from workbench.runtime.kernel_step import KernelStep
     from workbench.runtime.pinned import Pinned
@@ -67,20 +69,24 @@ def make_runner(
     batch = DeviceBatch(rows, config.max_model_len, layouts, model.spec.vocab_size, pinned)
     drafts, drafted = (0, 0) if config.speculation is None else config.speculation.room(rows)
     staging = Staging(rows + drafted, len(groups), model.device, IN_FLIGHT)
-    step = KernelStep(
-        model, groups, store, batch, staging.memory, max(tokens, rows + drafted), rows + drafted
-    )
+    most_tokens, most_lines = max(tokens, rows + drafted), rows + drafted
+    slots_of_gpu = None if adapters is None else _slots_on_gpu(model, adapters, config, most_tokens)
+    changes = () if adapters is None else (ATTENTION, ANYTHING)
+    step = KernelStep(model, groups, store, batch, staging.memory, most_tokens, most_lines, slots_of_gpu)
     record = captured.recorder_for(model.device, eager)
     shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
     sharing_rows = SHARING_ROWS if shares else None
     most, length = min(rows, tokens), config.max_model_len
-    graphs = captured.DecodeGraphs(step, most, length, record, sharing_rows, drafts)
+    graphs = captured.DecodeGraphs(step, most, length, record, sharing_rows, drafts, changes)
     with torch.inference_mode():
         graphs.capture()
     drawn_by = sampler if processors else None
-    runner = KernelRunner(step, batch, staging, mode, graphs, constraints, clock, drawn_by)
+    runner = KernelRunner(step, batch, staging, mode, graphs, constraints, clock, drawn_by, slots_of_gpu)
     if model.device.type == "cuda":
-        runner.warm(warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups)))
+        for adapted in (False, True)[: 1 if adapters is None else 2]:
+            runner.warm(
+                warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups), adapted)
+            )
     return runner
 
 
@@ -90,6 +96,15 @@ def verifies(device: torch.device, processors: Sequence[Any], params: SamplingPa
     The kernels adjust a row's logits once a step; in plain torch, every position's are.
     """
     return not backend.has_kernels(device) or bool(processors) or not is_adjusted(params)
+
+
+def _slots_on_gpu(model: Decoder, adapters: Adapters, config: EngineConfig, tokens: int) -> KernelAdapters:
+    """`tokens`: most of a step."""
+    from workbench.runtime.kernel_adapters import KernelAdapters
+    from workbench.runtime.kernel_runner import IN_FLIGHT
+
+    most, rank, rows = config.max_loras, config.max_lora_rank, config.max_num_seqs
+    return KernelAdapters(model, adapters.weights, most, rank, rows, tokens, IN_FLIGHT)
 
 
 def _least_forced(model: Decoder, config: EngineConfig, processors: Sequence[Any]) -> int | None:

@@ -33,6 +33,13 @@ class Pair(NamedTuple):
     draw: Replay
 
 
+class Way(NamedTuple):
+    """How a step is computed, beside its size."""
+
+    sharing: bool  # a common prefix is read once
+    changes: int = 0  # what adapters may change; 0: nobody has one
+
+
 def ladder(most: int) -> list[int]:
     """Sizes up to `most`, ascending.
 
@@ -64,29 +71,35 @@ class DecodeGraphs:
         record: Callable[[Action], Replay],
         sharing_rows: int | None,
         drafts: int = 0,
+        changes: Sequence[int] = (),
     ) -> None:
         """`most`: lines of the largest; `max_length`: longest context any replay may see.
 
-        `sharing_rows`: fewest lines whose common prefix is read once; None: none is ever. `drafts`: most that
-        a line verifies beside its token.
+        Args:
+            sharing_rows: fewest lines whose common prefix is read once; None: none is ever.
+            drafts: most that a line verifies beside its token.
+            changes: of what adapters may change, each kind has graphs of its own.
         """
         self._step = step
         self._bounds = Bounds(1, max_length)
         sizes = ladder(most)
-        self._sizes = {False: sizes, True: [] if sharing_rows is None else coarse(sizes, sharing_rows)}
+        self._sizes = {
+            Way(False): sizes,
+            Way(True): [] if sharing_rows is None else coarse(sizes, sharing_rows),
+        } | {Way(False, kind): coarse(sizes, 1) for kind in changes}
         # Lines have as many tokens as they have: a graph serves whatever fits into its own.
         self._drafting = Bounds(1 + drafts, max_length)
         self._to_verify = [n for n in ladder(VERIFIED) if 1 < n <= most * (1 + drafts)] if drafts else []
         self._verifies: dict[int, Replay] = {}
         self._record = record
-        self._forwards: dict[tuple[int, bool], Replay] = {}
+        self._forwards: dict[tuple[int, Way], Replay] = {}
         self._draws: dict[int, Replay] = {}
 
     def capture(self) -> None:
         """All sizes, the largest first, so that the smaller ones live in its memory."""
-        wanted = [(size, sharing) for sharing in (False, True) for size in self._sizes[sharing][::-1]]
-        for size, sharing in tqdm(wanted, desc="Capturing graphs", unit="graph", leave=False):
-            self.pair(size, sharing)
+        wanted = [(size, way) for way, sizes in self._sizes.items() for size in sizes[::-1]]
+        for size, way in tqdm(wanted, desc="Capturing graphs", unit="graph", leave=False):
+            self.pair(size, *way)
         for size in self._to_verify[::-1]:
             self.verifying(size)
 
@@ -104,16 +117,20 @@ class DecodeGraphs:
             self._draws[size] = self._record(lambda: step.draw(size, size))
         return Pair(self._verifies[size], self._draws[size])
 
-    def size_for(self, lines: int, sharing: bool) -> int:
+    def size_for(self, lines: int, sharing: bool, changes: int = 0) -> int:
         """The size that serves so many lines, of which there are no more than `most`."""
-        sizes = self._sizes[sharing]
+        sizes = self._sizes[Way(sharing, changes)]
         return sizes[bisect_left(sizes, lines)]
 
-    def pair(self, size: int, sharing: bool) -> Pair:
+    def pair(self, size: int, sharing: bool, changes: int = 0) -> Pair:
         """The graphs of a size. A capture computes what is packed now, again and without harm."""
-        step, bounds, key = self._step, self._bounds, (size, sharing)
+        step, bounds, key = self._step, self._bounds, (size, Way(sharing, changes))
         if key not in self._forwards:
-            self._forwards[key] = self._record(lambda: step.forward(size, size, size, bounds, sharing))
+            if changes:
+                action: Action = lambda: step.forward_adapted(size, bounds, changes)  # noqa: E731
+            else:
+                action = lambda: step.forward(size, size, size, bounds, sharing)  # noqa: E731
+            self._forwards[key] = self._record(action)
         if size not in self._draws:
             self._draws[size] = self._record(lambda: step.draw(size, size))
         return Pair(self._forwards[key], self._draws[size])

@@ -20,6 +20,7 @@ from workbench.runtime.constraints import Constrained, Constraints, outcome
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
 from workbench.runtime.graphs import DecodeGraphs, Replay
+from workbench.runtime.kernel_adapters import KernelAdapters
 from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
 from workbench.runtime.logprobs import Columns, Wanted, to_columns, wanted_by
@@ -100,8 +101,10 @@ class KernelRunner:
         constraints: Constraints,
         clock: Clock,
         sampler: Sampler | None = None,
+        adapters: KernelAdapters | None = None,
     ) -> None:
         """`sampler`: draws in place of the kernels, with logits processors; None: there are none."""
+        self._adapters = adapters
         self._sampler = sampler
         self._step = step
         self._batch = batch
@@ -127,10 +130,14 @@ class KernelRunner:
         pinned.begin(turn)
         self._batch.apply(plan)
         self._constraints.apply(plan)
+        if self._adapters is not None:
+            self._adapters.apply(plan)
         sampling = int(plan.samples.sum()) + plan.num_drafts
         told = self._run(plan, sampling).moved(pinned.download)
         token_ids = pinned.download(self._step.token_ids[:sampling])
         done.record()
+        if self._adapters is not None:
+            self._adapters.load_later()
         self._last = KernelTicket(plan, token_ids, told, began, begun, done)
         return self._last
 
@@ -139,14 +146,17 @@ class KernelRunner:
             return self._verify(plan, sampling)
         lines = len(plan.rows)
         decodes = sampling == lines and int(plan.counts.max()) == 1 and not self._step.finds_scales
-        shared = self._batch.shared_blocks(plan) if decodes else 0
-        size = self._graphs.size_for(lines, shared > 0) if decodes else lines
+        changes = 0 if self._adapters is None else self._adapters.changes_of(plan)
+        shared = self._batch.shared_blocks(plan) if decodes and not changes else 0
+        size = self._graphs.size_for(lines, shared > 0, changes) if decodes else lines
         order = self._order_of(plan) if decodes and size > IN_ORDER else None
         self._staging.send(plan, plan.index % IN_FLIGHT, size, shared, order)
         if not fits(plan, size):
             self._batch.grow(plan.grown)
         if decodes:
-            forward, draw = self._graphs.pair(size, shared > 0)
+            if self._adapters is not None and changes:
+                self._adapters.send(plan, plan.index % IN_FLIGHT, size, order and order.lines)
+            forward, draw = self._graphs.pair(size, shared > 0, changes)
             forward.replay()
             return self._sample(plan, size, sampling, draw)
         return self._run_ragged(plan, size, sampling)
@@ -154,7 +164,8 @@ class KernelRunner:
     def _verify(self, plan: StepPlan, sampling: int) -> Told:
         """A step with drafts: by graph where it holds nothing but decodes and drafts, and few of them."""
         decodes = sampling == plan.num_tokens and not self._step.finds_scales
-        graph = self._graphs.size_to_verify(sampling) if decodes else None
+        adapted = self._adapters is not None and self._adapters.changes_of(plan) > 0
+        graph = self._graphs.size_to_verify(sampling) if decodes and not adapted else None
         size = graph or max(len(plan.rows), sampling)
         self._staging.send(plan, plan.index % IN_FLIGHT, size, 0, None)
         if not fits(plan, size):
@@ -177,7 +188,10 @@ class KernelRunner:
         begins = np.cumsum(plan.counts, dtype=np.int64) - plan.counts
         scored = scored_by(plan, begins, self._batch.additions)
         places = None if scored is None else self._batch.pinned.upload(scored.places)
-        hidden = self._step.forward(lines, plan.num_tokens, sampling, bounds, False, places)
+        adapted = None
+        if self._adapters is not None and (changes := self._adapters.changes_of(plan)):
+            adapted = self._adapters.operations_of(plan, None if scored is None else scored.places, changes)
+        hidden = self._step.forward(lines, plan.num_tokens, sampling, bounds, False, places, adapted)
         if scored is None:
             return NOTHING
         scoring = self._step.score(hidden, scored, self._mode.endswith("logits"))
@@ -289,4 +303,6 @@ class KernelRunner:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
         self._batch.clear()
         self._constraints.clear()
+        if self._adapters is not None:
+            self._adapters.clear()
         self._last = None

@@ -20,10 +20,12 @@ from workbench.kernels.sample.adjust import shape_rows
 from workbench.kernels.sample.kernel import make_workspace, sample
 from workbench.kernels.sample.reference import Adjusted, Options
 from workbench.kernels.step_inputs.kernel import append, apply_growth, lay_out
+from workbench.models.adapted import AdaptedOperations
 from workbench.models.decoder import Decoder
 from workbench.models.products import product_into
 from workbench.runtime.constraints import Constrained
 from workbench.runtime.device_batch import DeviceBatch
+from workbench.runtime.kernel_adapters import KernelAdapters
 from workbench.runtime.kernel_attention import Bounds, Flat, KernelAttention
 from workbench.runtime.kv_store import KVStore
 from workbench.runtime.logprobs import EACH, Columns, Wanted, read
@@ -51,8 +53,11 @@ class KernelStep:
         packed: Tensor,
         max_tokens: int,
         max_lines: int,
+        adapters: KernelAdapters | None = None,
     ) -> None:
         """`packed`: the device's packed array. `max_tokens`, `max_lines`: a step computes and samples."""
+        self._adapters = adapters
+        self._behind: AdaptedOperations | None = None  # of the rows whose hidden states the last step gave
         spec, rows = model.spec, max_lines
         self._model = model
         self._groups = groups
@@ -86,6 +91,7 @@ class KernelStep:
         bounds: Bounds,
         sharing: bool,
         scored: Tensor | None = None,
+        adapted: AdaptedOperations | None = None,
     ) -> Tensor:
         """Compute the packed step's tokens; the logits of its first `sampling` lines are in `logits`.
 
@@ -96,6 +102,7 @@ class KernelStep:
             bounds: of every batch this is run for.
             sharing: whether a shared prefix is looked at; else the one in the array counts for nothing.
             scored: [t] int64; more of the step's tokens whose hidden states are asked for.
+            adapted: what computes tokens with adapters; None: nobody has one.
 
         Returns:
             [t, hidden] of the tokens scored; none where there are none.
@@ -121,12 +128,26 @@ class KernelStep:
         wanted = None if every else arrays.last[: max(1, sampling)]
         if scored is not None:
             wanted = torch.cat((arrays.last[:sampling], scored))
-        hidden = self._model.forward(flat.token_ids, flat.positions, attention, wanted=wanted)
+        hidden = self._model.forward(
+            flat.token_ids, flat.positions, attention, wanted=wanted, operations=adapted
+        )
         self._store.scales_due = False
+        if adapted is not None and wanted is not None:
+            adapted = adapted.of(wanted)
         if sampling:
-            head = self._model.lm_head
-            product_into(hidden[:sampling], head.weight, head.bias, self.logits[:sampling])
+            head, logits = self._model.lm_head, self.logits[:sampling]
+            product_into(hidden[:sampling], head.weight, head.bias, logits)
+            if adapted is not None:
+                of_sampling = adapted if scored is None else adapted.part(0, sampling)
+                of_sampling.add(head, hidden[:sampling], logits)
+        self._behind = None if scored is None or adapted is None else adapted.part(sampling, len(hidden))
         return hidden[sampling:]
+
+    def forward_adapted(self, lines: int, bounds: Bounds, changes: int) -> Tensor:
+        """A step of decodes whose adapters have been sent; `changes`: what they may change."""
+        assert self._adapters is not None, "the engine has no adapters"
+        adapted = self._adapters.operations(self._adapters.additions(lines, changes))
+        return self.forward(lines, lines, lines, bounds, False, None, adapted)
 
     @property
     def finds_scales(self) -> bool:
@@ -135,16 +156,12 @@ class KernelStep:
 
     def score(self, hidden: Tensor, scored: Scored, as_logits: bool) -> PromptColumns:
         """Logprobs of the prompt tokens that `hidden` [t, hidden] predict."""
-        chosen, model = self._batch.pinned.upload(scored.token_ids), self._model
-        return score(
-            hidden,
-            scored,
-            chosen,
-            lambda part, begin: model.logits(part),
-            logprobs,
-            model.spec.vocab_size,
-            as_logits=as_logits,
-        )
+        chosen, model, adapted = self._batch.pinned.upload(scored.token_ids), self._model, self._behind
+
+        def logits(part: Tensor, begin: int) -> Tensor:
+            return model.logits(part, adapted and adapted.part(begin, begin + len(part)))
+
+        return score(hidden, scored, chosen, logits, logprobs, model.spec.vocab_size, as_logits=as_logits)
 
     def draw(
         self, lines: int, sampling: int, adjusting: bool = False, constrained: Constrained | None = None

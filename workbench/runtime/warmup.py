@@ -33,12 +33,15 @@ SPECIAL = SamplingParams(
 )
 
 
-def warm_plans(rows: int, tokens: int, length: int, block_size: int, groups: int) -> Iterator[StepPlan]:
+def warm_plans(
+    rows: int, tokens: int, length: int, block_size: int, groups: int, adapted: bool = False
+) -> Iterator[StepPlan]:
     """One prompt of every order of magnitude; many rows at once; rows that ask for more than a token.
 
     Args:
         rows, tokens, length: most requests, tokens of a step, and tokens of a request.
         groups: KV groups.
+        adapted: everybody has the adapter of the first slot.
     """
     longest = min(tokens, length - 1)
     counts = [longest]
@@ -50,17 +53,23 @@ def warm_plans(rows: int, tokens: int, length: int, block_size: int, groups: int
         steps += [(many, min(tokens // many, longest), params) for params in (PLAIN, SPECIAL)]
     steps += [(1, 2, SPECIAL), (1, 2, TOLD)]
     for index, (lines, count, params) in enumerate(steps):
-        yield _plan(index, lines, count, params, block_size, groups)
+        yield _plan(index, lines, count, params, block_size, groups, 0 if adapted else None)
 
 
 def _plan(
-    index: int, lines: int, count: int, params: SamplingParams, block_size: int, groups: int
+    index: int,
+    lines: int,
+    count: int,
+    params: SamplingParams,
+    block_size: int,
+    groups: int,
+    adapter: int | None,
 ) -> StepPlan:
     """`lines` prompts of `count` tokens; the first of them with `params`."""
     ids = np.zeros(count, np.int32)
     blocks = (np.zeros(-(-count // block_size), np.int32),) * groups
     added = tuple(
-        Addition(row, f"warm-{row}", ids, count, blocks, PLAIN if row else params, row, (0,))
+        Addition(row, f"warm-{row}", ids, count, blocks, PLAIN if row else params, row, (0,), adapter)
         for row in range(lines)
     )
     nothing = np.empty(0, np.int32)
