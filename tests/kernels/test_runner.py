@@ -112,9 +112,9 @@ def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_toke
     sizes: list[tuple[int, bool]] = []
     pair = DecodeGraphs.pair
 
-    def watched(self: DecodeGraphs, size: int, sharing: bool) -> graphs.Pair:
+    def watched(self: DecodeGraphs, size: int, sharing: bool, changes: int = 0) -> graphs.Pair:
         sizes.append((size, sharing))
-        return pair(self, size, sharing)
+        return pair(self, size, sharing, changes)
 
     oracle = tiny.load(folders["llama"])
     with open_llm(folders["llama"]) as llm:
