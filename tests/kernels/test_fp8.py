@@ -68,6 +68,8 @@ def test_scales_of_each_head_are_those_of_the_reference_to_the_bit(
     device: torch.device, source: torch.dtype
 ) -> None:
     numbers = every_number(source, device)
+    # A processor that takes denormal float32 numbers for zero, as libraries set it, is not what is tested.
+    numbers[numbers.abs().float() < torch.finfo(torch.float32).tiny] = 0.0
     scales = torch.zeros(2, HEADS, len(numbers), 1, dtype=torch.uint8, device=device)
     found, expected = write(numbers, torch.float8_e4m3fn, scales)
     number = ~numbers.transpose(0, 1).isnan()[:, :, None]

@@ -89,7 +89,8 @@ class AdapterTurns:
         if adapter in self._reserved and self._adapters is not None:
             self._reserved.remove(adapter)
             self._adapters.slots.release(adapter)
-            if self._untold.pop(adapter, None) is not None:
+            if adapter in self._untold and not self._adapters.slots.is_held(adapter):
+                del self._untold[adapter]
                 self._adapters.unboard(adapter)
 
     def admits(self, request: Request, index: int) -> bool:

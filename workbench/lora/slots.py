@@ -64,6 +64,10 @@ class Slots:
         if not self._holders[adapter]:
             del self._holders[adapter]
 
+    def is_held(self, adapter: int) -> bool:
+        """Whether somebody computes with it."""
+        return adapter in self._holders
+
     def give(self, adapter: int) -> None:
         """It has a slot no longer, if it had one; nobody holds it."""
         assert adapter not in self._holders, f"adapter {adapter} is held"
