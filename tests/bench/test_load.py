@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,22 @@ def test_requests_come_at_their_times(llm: LLM) -> None:
     assert came[1] < 0.45  # with the first
     assert came[2:].min() >= 0.45  # not before their time
     assert result.requests["output_tokens"].tolist() == list(traffic.outs)
+
+
+def test_ctrl_c_ends_what_was_sent_and_sends_no_more(llm: LLM) -> None:
+    """As a terminal sends it: to the main thread, which waits for the sender."""
+    traffic = drawn("slow", bursts(6, 1, 0.4), Fixed(10), Fixed(200), VOCAB)
+    timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            run(llm, traffic, use_tqdm=False)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+    assert run(llm, some(at_once(2)), use_tqdm=False).figures["requests"] == 2
+    assert not llm.has_unfinished_requests()
 
 
 def test_the_hit_rate_is_what_the_traffic_allows(llm: LLM) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -56,19 +58,25 @@ def run(llm: LLM, traffic: Traffic, *, temperature: float = 0.0, use_tqdm: bool 
 
 def _send(llm: LLM, traffic: Traffic, asked: list[SamplingParams], use_tqdm: bool) -> None:
     """In a thread with a loop of its own, for the caller's may be running, as a notebook's is."""
-    failed: list[BaseException] = []
+    begun: Future[Callable[[], object]] = Future()  # what stops it
 
-    def work() -> None:
+    async def send() -> None:
+        loop, sending = asyncio.get_running_loop(), asyncio.current_task()
+        assert sending is not None, "asyncio.run made it"
+        begun.set_result(lambda: loop.call_soon_threadsafe(sending.cancel))
+        await _at_their_times(llm, traffic, asked, use_tqdm)
+
+    with ThreadPoolExecutor(1, "workbench-load") as pool:
+        done = pool.submit(lambda: asyncio.run(send()))
         try:
-            asyncio.run(_at_their_times(llm, traffic, asked, use_tqdm))
-        except BaseException as error:  # noqa: BLE001 - raised again below, in the caller's thread
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="workbench-load", daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
+            done.result()
+        except KeyboardInterrupt:  # heard here: nothing more is sent, and what is open is aborted
+            with suppress(RuntimeError):  # its loop has ended by itself meanwhile
+                begun.result()()
+            wait([done])
+            while llm.has_unfinished_requests():  # its worker thread ends them
+                time.sleep(0.01)
+            raise
 
 
 async def _at_their_times(llm: LLM, traffic: Traffic, asked: list[SamplingParams], use_tqdm: bool) -> None:
@@ -80,10 +88,15 @@ async def _at_their_times(llm: LLM, traffic: Traffic, asked: list[SamplingParams
             bar.update()
 
         began, tasks = time.perf_counter(), []
-        for at_s, prompt, params in zip(traffic.at_s, traffic.prompts, asked, strict=True):
-            await asyncio.sleep(max(0.0, at_s - (time.perf_counter() - began)))
-            tasks.append(asyncio.create_task(one(list(prompt), params)))
-        await asyncio.gather(*tasks)
+        try:
+            for at_s, prompt, params in zip(traffic.at_s, traffic.prompts, asked, strict=True):
+                await asyncio.sleep(max(0.0, at_s - (time.perf_counter() - began)))
+                tasks.append(asyncio.create_task(one(list(prompt), params)))
+            await asyncio.gather(*tasks)
+        finally:  # closing a stream aborts its request
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _result(llm: LLM, traffic: Traffic, trace: Trace, temperature: float) -> BenchmarkResult:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from workbench.bench.trace_files import prompts_of, read_trace, scale_into
 from workbench.bench.workloads import Length
 
+N = TypeVar("N", int, float)
 Times = npt.NDArray[np.float64]  # [requests] seconds since the first request could have come, ascending
 
 
@@ -156,7 +157,7 @@ def _tokens(rng: np.random.Generator, count: int, vocab_size: int) -> list[int]:
     return rng.integers(3, vocab_size, count).tolist()  # the first few ids are often special
 
 
-def _positive(name: str, value: float) -> int:
+def _positive(name: str, value: N) -> N:
     if not value > 0:
         raise ValueError(f"{name} is {value}: use more than 0")
-    return value  # type: ignore[return-value]
+    return value
