@@ -261,8 +261,8 @@ def test_a_grammar_that_fails_late_ends_its_own_request_with_the_reason(gated: G
 def test_by_hand_a_late_failure_is_told_in_a_step(gated: Gated) -> None:
     llm, gate = gated()
     gate.failure = ValueError("too many states")
-    gate.open()
     llm.add_request("the bird", constrained(), request_id="fails")
+    gate.open()  # not before: what fails while it is asked for is refused
     step = llm.step()
     assert (step.index, step.finished) == (-1, ["fails"])
     assert "fails" in repr(step)

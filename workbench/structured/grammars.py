@@ -22,9 +22,7 @@ from workbench.structured.compilation import Compilation, Queue
 from workbench.structured.grammar import BYTES, Backend, CompiledGrammar, Spec, Vocabulary, check_begins
 from workbench.structured.specs import spec_of
 
-# Seconds that whoever asks waits for the check. It takes milliseconds, but the first of a process imports a
-# backend, which takes most of a second on a busy machine; what takes longer than this is told later.
-QUICK = 3.0
+QUICK = 0.5  # seconds that whoever asks waits for the check; what takes longer is told later
 CACHED = 128  # grammars kept that nobody holds; one takes from kilobytes to a few megabytes
 
 T = TypeVar("T")
