@@ -27,7 +27,7 @@ from workbench.lora.adapter_file import read_adapter
 from workbench.lora.adapters import Adapters
 from workbench.models import backend
 from workbench.models.decoder import Decoder
-from workbench.models.folder import resolve
+from workbench.models.folder import resolve, resolve_adapter
 from workbench.models.loading import load_model
 from workbench.models.rotary import build_rotary
 from workbench.models.spec import ModelSpec, read_spec
@@ -140,7 +140,7 @@ def _with_adapters(config: EngineConfig, s: Settings) -> EngineConfig:
 
 def _adapters(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) -> Adapters:
     return Adapters(
-        resolve,
+        resolve_adapter,
         lambda folder: read_adapter(folder, spec, config.max_lora_rank),
         lambda file: load_weights(file, spec, dtype),
         config.max_loras,

@@ -12,7 +12,7 @@ from workbench.__main__ import main
 def test_list_names_models_configurations_and_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["zoo", "list"]) == 0
     out = capsys.readouterr().out
-    assert "configurations: toy, wren-1m, wren-8m" in out
+    assert "configurations: backwards, pirate, toy, wren-1m, wren-8m" in out
     assert "task sorting: ascending, descending, alphabetically" in out
 
 

@@ -14,14 +14,14 @@ FOLDER = Path(__file__).resolve().parents[2] / "datasets" / "zoo"
 ITEMS = 50
 
 
-@pytest.mark.parametrize("name", tasks.NAMES)
+@pytest.mark.parametrize("name", [*tasks.NAMES, *tasks.ADAPTER_NAMES])
 def test_the_sample_of_a_task_can_be_made_again(name: str, tmp_path: Path) -> None:
     file = f"{name}.heldout.jsonl"
     assert cli.main(["corpus", "--out", str(tmp_path), "--items", str(ITEMS), "--tasks", name]) == 0
     assert (tmp_path / file).read_bytes() == (FOLDER / file).read_bytes()
 
 
-@pytest.mark.parametrize("name", tasks.NAMES)
+@pytest.mark.parametrize("name", [*tasks.NAMES, *tasks.ADAPTER_NAMES])
 def test_a_row_has_the_columns_of_the_card(name: str) -> None:
     rows = [json.loads(line) for line in (FOLDER / f"{name}.heldout.jsonl").read_text("utf-8").splitlines()]
     assert len(rows) == ITEMS

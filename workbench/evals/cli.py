@@ -37,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     zoo.add_argument(
         "model", nargs="?", default=registry.DEFAULT, help="an embedded model's name, or a folder"
     )
+    zoo.add_argument("--adapter", help="an embedded adapter's name, or a folder; with tasks of its own")
     zoo.add_argument("-n", type=int, default=500, help="items a task, shared among its kinds (default 500)")
     zoo.add_argument("--tasks", nargs="+", default=list(tasks.NAMES), metavar="TASK")
     zoo.add_argument("--seed", type=int, default=0, help="of the items")
@@ -141,6 +142,7 @@ def _grammars(arguments: argparse.Namespace) -> int:
 
 def _zoo(arguments: argparse.Namespace) -> int:
     folder = registry.folder(arguments.model)
+    adapter = registry.adapter_folder(arguments.adapter) if arguments.adapter else None
     for name in arguments.tasks:
         tasks.check_task(name)
     if arguments.output:
@@ -150,13 +152,19 @@ def _zoo(arguments: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     found = zoo.measure(
-        folder, arguments.n, names=arguments.tasks, seed=arguments.seed, device=arguments.device
+        folder,
+        arguments.n,
+        names=arguments.tasks,
+        seed=arguments.seed,
+        device=arguments.device,
+        adapter=adapter,
     )
     seconds = round(time.perf_counter() - began, 1)
     rows = [row(score) for score in (*by_task(found.scores), *found.scores)]
-    say(f"{arguments.model} on held-out items, {found.config.device_name}, {found.config.dtype}, {seconds} s")
+    model = f"{arguments.model} with {arguments.adapter}" if adapter else arguments.model
+    say(f"{model} on held-out items, {found.config.device_name}, {found.config.dtype}, {seconds} s")
     say(*format_table(COLUMNS, [["" if value is None else value for value in r.values()] for r in rows]))
-    about = {"model": arguments.model, "seed": arguments.seed, "dtype": found.config.dtype}
+    about = {"model": model, "seed": arguments.seed, "dtype": found.config.dtype}
     if arguments.output:
         append(arguments.output, [{**about, **line} for line in rows])
     if arguments.json:

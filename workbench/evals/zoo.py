@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from workbench.config import EngineConfig
 from workbench.llm import LLM
-from workbench.models.zoo import export, score, tokens
+from workbench.models.zoo import export, low_rank, score, tokens
 from workbench.models.zoo.corpus import tasks
 from workbench.models.zoo.score import Pairs, Score
-from workbench.params import SamplingParams
+from workbench.params import LoRARequest, SamplingParams
 
 SLACK = 8  # tokens that an answer may have over the right one before it is cut: by then it is wrong
 
@@ -49,6 +49,7 @@ def measure(
     names: Sequence[str] = tasks.NAMES,
     seed: int = score.SEED,
     device: str = "auto",
+    adapter: Path | None = None,
     bar: bool | Callable[..., Any] = True,
 ) -> Evaluation:
     """Scores of the model in a folder on held-out items, `n` a task, shared evenly among its kinds.
@@ -59,6 +60,7 @@ def measure(
         names: tasks; see `workbench zoo list`.
         seed: of the items.
         device: "auto", "cpu" or "cuda".
+        adapter: folder of a LoRA adapter that `workbench zoo train` made; None: the model by itself.
         bar: whether there is a progress bar, or what makes one in tqdm's way.
 
     Raises:
@@ -66,11 +68,12 @@ def measure(
         OSError: a file is missing.
     """
     check(folder, n, names)
-    with LLM(str(folder), device=device) as llm:
+    asked = LoRARequest(adapter.name, 1, str(adapter)) if adapter else None
+    with LLM(str(folder), device=device, enable_lora=adapter is not None) as llm:
         kinds = draw(folder, n, names, seed, llm.config.max_model_len)
-        right = answered(llm, [kind for kind in kinds if not kind.is_told], bar)
+        right = answered(llm, [kind for kind in kinds if not kind.is_told], bar, asked)
         config = llm.config
-    told = perplexities(folder, config, [kind for kind in kinds if kind.is_told], bar)
+    told = perplexities(folder, config, [kind for kind in kinds if kind.is_told], bar, adapter)
     scores = [
         Score(kind.task, kind.name, len(kind.pairs), 0, next(told))
         if kind.is_told
@@ -116,13 +119,17 @@ def share(name: str, n: int) -> int:
     return -(-n // (sum(not score.is_told(name, kind) for kind in kinds) or len(kinds)))
 
 
-def answered(llm: LLM, kinds: Sequence[Kind], bar: bool | Callable[..., Any]) -> Iterator[int]:
+def answered(
+    llm: LLM, kinds: Sequence[Kind], bar: bool | Callable[..., Any], adapter: LoRARequest | None = None
+) -> Iterator[int]:
     """How many answers of each kind are right; all are asked at once."""
-    right = judged(llm, [pair for kind in kinds for pair in kind.pairs], bar)
+    right = judged(llm, [pair for kind in kinds for pair in kind.pairs], bar, adapter)
     return iter([sum(next(right) for _ in kind.pairs) for kind in kinds])
 
 
-def judged(llm: LLM, pairs: Pairs, bar: bool | Callable[..., Any]) -> Iterator[bool]:
+def judged(
+    llm: LLM, pairs: Pairs, bar: bool | Callable[..., Any], adapter: LoRARequest | None = None
+) -> Iterator[bool]:
     """Whether each answer is right."""
     params = [
         SamplingParams(
@@ -130,18 +137,24 @@ def judged(llm: LLM, pairs: Pairs, bar: bool | Callable[..., Any]) -> Iterator[b
         )
         for item, ids in pairs
     ]
-    outputs = llm.generate([item.prompt for item, _ in pairs], params, use_tqdm=bar) if pairs else []
+    prompts = [item.prompt for item, _ in pairs]
+    outputs = llm.generate(prompts, params, use_tqdm=bar, lora_request=adapter) if pairs else []
     return (score.is_right(item, out.outputs[0].text) for (item, _), out in zip(pairs, outputs, strict=True))
 
 
 @torch.inference_mode()
 def perplexities(
-    folder: Path, config: EngineConfig, kinds: Sequence[Kind], bar: bool | Callable[..., Any]
+    folder: Path,
+    config: EngineConfig,
+    kinds: Sequence[Kind],
+    bar: bool | Callable[..., Any],
+    adapter: Path | None = None,
 ) -> Iterator[float]:
     """The perplexity a token of each kind's stories, on the engine's device and in its dtype."""
     if not kinds:
         return iter(())
-    model = export.load(folder).to(config.device)
+    model = export.load(folder)
+    model = (low_rank.load(model, adapter) if adapter else model).to(config.device)
     model.dtype = getattr(torch, config.dtype)
     make = bar if callable(bar) else tqdm
     shown = make(kinds, desc="Perplexity", unit="kind", disable=not bar)

@@ -1,4 +1,4 @@
-"""From what a user calls a model to the folder it is in: a path, an embedded model, or a hub id.
+"""From what a user calls a model or adapter to its folder: a path, an embedded one, or a hub id.
 
 Knows nothing of what is in the folder.
 """
@@ -13,6 +13,20 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # What a model needs, without the other copies of its weights that some repositories hold.
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _UNWANTED = ["original/*", "consolidated*", "onnx/*"]
+
+
+def resolve_adapter(path: str) -> Path:
+    """The folder of an adapter: as of a model, but that `zoo/<name>` is an embedded adapter.
+
+    Raises:
+        OSError: there is nothing there.
+        ValueError: `zoo/<name>` names no embedded adapter.
+    """
+    if path.startswith(_ZOO) and not Path(path).is_dir():
+        from workbench.models.zoo import registry
+
+        return Path(registry.adapter_path(path))
+    return resolve(path)
 
 
 def resolve(model: str | Path) -> Path:

@@ -19,6 +19,7 @@ from workbench.params import SamplingParams
 SAMPLE_SEED: Final = 7
 STORIES: Final = 6
 LONGEST: Final = 400  # tokens of a sample
+LOG: Final = "train.csv"
 TOO_LONG_TO_SHOW: Final = ("copy_long", "pairs30", "pairs100")
 FORMATS: Final = (
     "The prompt of one held-out item of each kind, and the answer behind `→`. A text begins with `<|bos|>`,"
@@ -41,7 +42,7 @@ def write(config: TrainConfig, out: Path, scores: Sequence[Score], *, trained_on
 
     `trained_on` names the device; `measured` is the command that gave the scores, and where it ran.
     """
-    (out / "loss.svg").write_text(plot(loss_points(out / "train.csv")), encoding="utf-8")
+    (out / "loss.svg").write_text(plot(loss_points(out / LOG)), encoding="utf-8")
     parts = (
         head(config, out),
         made(config, out, trained_on),
@@ -70,7 +71,7 @@ def head(config: TrainConfig, out: Path) -> str:
 
 def made(config: TrainConfig, out: Path, device_name: str) -> str:
     """How the model came to be."""
-    with (out / "train.csv").open(encoding="utf-8") as file:
+    with (out / LOG).open(encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
     shares = ", ".join(f"{task} {share:.0%}" for task, share in config.mixture.items())
     on_the_way = "; held-out accuracy on the way: `heldout.csv`" if (out / "heldout.csv").exists() else ""
@@ -79,13 +80,20 @@ def made(config: TrainConfig, out: Path, device_name: str) -> str:
         f"`workbench zoo train {config.name}` on {device_name}: {int(last['step']):,} steps of {config.rows}"
         f" rows of {config.row_tokens:,} tokens, {int(last['tokens']) / 1e6:,.0f} M tokens in"
         f" {float(last['seconds']) / 60:.1f} minutes, final loss {float(last['loss']):.3f} (`train.csv`,"
-        f" below{on_the_way}). Configuration fingerprint {config.fingerprint}, corpus seed {config.seed}."
-        f" Python {platform.python_version()}, torch {torch.__version__}.\n\n![loss](loss.svg)\n\n"
+        f" below{on_the_way}). {origin(config)}\n\n![loss](loss.svg)\n\n"
         "**Data.** Every document comes from the project's generator and is a function of (seed, split, task,"
         f" number). Shares of the tokens: {shares}. A hash of an item's content (the numbers of a problem,"
         " the list, the passage, the plot with its characters) puts one content in twenty into the held-out"
         " split before it is put in words, so the splits share no item. Sums and products of one-digit"
         " numbers are never held out."
+    )
+
+
+def origin(config: TrainConfig) -> str:
+    """What else decided the run."""
+    return (
+        f"Configuration fingerprint {config.fingerprint}, corpus seed {config.seed}."
+        f" Python {platform.python_version()}, torch {torch.__version__}."
     )
 
 
@@ -167,6 +175,7 @@ def loss_points(path: Path) -> list[tuple[float, float]]:
 def plot(points: Sequence[tuple[float, float]], width: int = 640, height: int = 280) -> str:
     """The loss over tokens as a plain SVG."""
     most = max(x for x, _ in points)
+    total = f"{most:,.0f}" if most >= 10 else f"{most:.2f}"
     low, high = min(y for _, y in points), max(y for _, y in points)
     span = (high - low) or 1.0
     place = [(50 + (width - 70) * x / most, 20 + (height - 60) * (high - y) / span) for x, y in points]
@@ -178,6 +187,6 @@ def plot(points: Sequence[tuple[float, float]], width: int = 640, height: int = 
         f'<polyline points="{line}" fill="none" stroke="#2a6fdb" stroke-width="1.5"/>'
         f'<text x="8" y="24">{high:.2f}</text><text x="8" y="{height - 40}">{low:.2f}</text>'
         f'<text x="50" y="{height - 14}">0</text>'
-        f'<text x="{width - 20}" y="{height - 14}" text-anchor="end">{most:,.0f} M tokens</text>'
+        f'<text x="{width - 20}" y="{height - 14}" text-anchor="end">{total} M tokens</text>'
         f'<text x="{width / 2}" y="{height - 14}" text-anchor="middle">weighted training loss</text></svg>\n'
     )

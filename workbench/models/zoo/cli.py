@@ -22,7 +22,9 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="workbench zoo", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train a model, measure it, write its folder and card")
+    train = commands.add_parser(
+        "train", help="train a model or an adapter, measure it, write its folder and card"
+    )
     train.add_argument("config", help=f"a TOML file, or one of {', '.join(configs.known())}")
     train.add_argument("--out", type=Path, help="folder of the model (default: zoo-NAME)")
     train.add_argument("--max-minutes", type=float, help="train for this long instead")
@@ -39,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     corpus = commands.add_parser("corpus", help="write samples of the corpus as JSON Lines")
     corpus.add_argument("--out", type=Path, default=Path("datasets/zoo"))
     corpus.add_argument("--items", type=int, default=50, help="items a task")
-    corpus.add_argument("--tasks", nargs="+", default=list(tasks.NAMES))
+    corpus.add_argument("--tasks", nargs="+", default=[*tasks.NAMES, *tasks.ADAPTER_NAMES])
     corpus.add_argument("--split", choices=("train", "heldout"), default="heldout")
     corpus.add_argument("--seed", type=int, default=0)
     tokenizer = commands.add_parser("tokenizer", help="learn the shared tokenizer anew from the corpus")
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 def run_train(args: argparse.Namespace) -> None:
     """Trains, scores, writes the card, packs."""
     config = adjusted(configs.load(args.config), args)
-    from workbench.models.zoo import card, train
+    from workbench.models.zoo import train
 
     out = train.train(
         config, args.out or Path(f"zoo-{config.name}"), resume=not args.fresh, device=args.device
@@ -77,15 +79,23 @@ def run_train(args: argparse.Namespace) -> None:
         pack(out, args.pack)  # once before the scores, so that nothing is lost if they are cut short
     items = config.final_items if args.items is None else args.items
     if items:
-        from workbench.evals import zoo as evaluation
-
-        where = train.device_for(config, args.device)
-        found = evaluation.measure(out, items, device=where.name)
-        device = device_label(where.name)
-        measured = f"`workbench eval zoo {config.name} -n {items}` on {device} in {found.config.dtype}"
-        card.write(config, out, found.scores, trained_on=device, measured=measured)
+        write_card(config, out, items, train.device_for(config, args.device).name)
         if args.pack:
             pack(out, args.pack)
+
+
+def write_card(config: configs.TrainConfig, out: Path, items: int, device: str) -> None:
+    """Scores what was trained and writes its card."""
+    from workbench.evals import zoo as evaluation
+    from workbench.models.zoo import adapter_card, card
+
+    label = device_label(device)
+    if config.adapter:
+        adapter_card.write(config, config.adapter, out, items, device, label)
+        return
+    found = evaluation.measure(out, items, device=device)
+    measured = f"`workbench eval zoo {config.name} -n {items}` on {label} in {found.config.dtype}"
+    card.write(config, out, found.scores, trained_on=label, measured=measured)
 
 
 def adjusted(config: configs.TrainConfig, args: argparse.Namespace) -> configs.TrainConfig:
@@ -153,8 +163,9 @@ def run_tokenizer(args: argparse.Namespace) -> None:
 def run_list(args: argparse.Namespace) -> None:
     """Says what there is."""
     say(f"models: {', '.join(registry.names()) or '(none)'}")
+    say(f"adapters: {', '.join(registry.adapter_names()) or '(none)'}")
     say(f"configurations: {', '.join(configs.known())}")
-    for name in tasks.NAMES:
+    for name in (*tasks.NAMES, *tasks.ADAPTER_NAMES):
         say(f"task {name}: {', '.join(tasks.kinds_of(name))}")
 
 

@@ -42,6 +42,15 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """A LoRA adapter on a configuration's model, whose own weights stay as they are."""
+
+    base: str  # the configuration, and embedded model, it changes
+    rank: int
+    alpha: float  # its product counts alpha / rank
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """All that decides a training run. Sizes are in tokens and rows, times in minutes."""
 
@@ -66,11 +75,14 @@ class TrainConfig:
     eval_minutes: float = 0.0  # between held-out evaluations while training (0: none)
     eval_items: int = 100  # a kind
     final_items: int = 1500  # a task, for the card
+    adapter: AdapterConfig | None = None  # only this is trained; None: the whole model
 
     @property
     def fingerprint(self) -> str:
         """Names the run: two configurations with the same one lead to the same training."""
         values = {key: value for key, value in asdict(self).items() if key not in NOT_IN_FINGERPRINT}
+        if self.adapter is None:
+            del values["adapter"]
         return blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -106,22 +118,45 @@ def load(name_or_path: str) -> TrainConfig:
 
 def parse(values: dict[str, Any], source: str) -> TrainConfig:
     """A configuration from the tables of a TOML file; `source` is for the error messages."""
-    model = values.pop("model", {})
-    if not isinstance(model, dict):
-        raise ValueError(f"{source}: model is {model!r}: give a table [model] with the shape")
-    check_keys(model, ModelConfig, f"[model] of {source}")
+    adapter = table(values, "adapter", source)
+    model = table(values, "model", source)
     check_keys({**values, "model": model}, TrainConfig, source)
     if not isinstance(values["mixture"], dict):
         raise ValueError(f"{source}: mixture is {values['mixture']!r}: give a table [mixture] of shares")
-    config = TrainConfig(model=ModelConfig(**model), **values)
+    if adapter:
+        config = TrainConfig(
+            model=shape_of(adapter, model, source), adapter=AdapterConfig(**adapter), **values
+        )
+    else:
+        check_keys(model, ModelConfig, f"[model] of {source}")
+        config = TrainConfig(model=ModelConfig(**model), **values)
     check_values(config, source)
     return config
 
 
+def table(values: dict[str, Any], name: str, source: str) -> dict[str, Any]:
+    """Takes a table of the file out of its values; empty where it is not there."""
+    found = values.pop(name, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{source}: {name} is {found!r}: give a table [{name}]")
+    return found
+
+
+def shape_of(adapter: dict[str, Any], model: dict[str, Any], source: str) -> ModelConfig:
+    """The shape of the model that an adapter is for."""
+    check_keys(adapter, AdapterConfig, f"[adapter] of {source}")
+    if model:
+        raise ValueError(f"{source}: [model] beside [adapter]: leave it out, the base model has its own")
+    base = load(str(adapter["base"]))
+    if base.adapter is not None:
+        raise ValueError(f"{source}: base is {base.name!r}, an adapter: name a model")
+    return base.model
+
+
 def check_values(config: TrainConfig, source: str) -> None:
     """Raises ValueError for a value of another type, out of its range, or at odds with another one."""
-    for part in (config, config.model):
-        for field in fields(part):
+    for part in (config, config.model, config.adapter):
+        for field in fields(part) if part else ():
             check_value(field.name, field.type, getattr(part, field.name), source)
     for task, share in config.mixture.items():
         tasks.check_task(task)

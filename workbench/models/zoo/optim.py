@@ -72,3 +72,9 @@ def build(
         Muon(matrices, lr=matrix_lr, weight_decay=weight_decay),
         torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.95), eps=1e-9, weight_decay=0.0, fused=fused),
     ]
+
+
+def plain(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """AdamW for all that learns."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return [torch.optim.AdamW(weights, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=weights[0].is_cuda)]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workbench.models.zoo import checkpoint, export, optim, score, tokens
+from workbench.models.zoo import checkpoint, export, low_rank, optim, registry, score, tokens
 from workbench.models.zoo.checkpoint import Progress
 from workbench.models.zoo.config import TrainConfig
 from workbench.models.zoo.data import Batch, Feed
@@ -69,7 +69,10 @@ def train(config: TrainConfig, out: Path, *, resume: bool = True, device: str | 
         finally:
             feed.close()
     checkpoint.save(out, config, model, optimizers, progress)
-    export.write(model, tokens.FOLDER, out)
+    if config.adapter:
+        low_rank.write(model, f"zoo/{config.adapter.base}", config.adapter, out)
+    else:
+        export.write(model, tokens.FOLDER, out)
     log.info("wrote %s after %d steps, %.0f s", out, progress.step, progress.seconds)
     return out
 
@@ -102,8 +105,16 @@ def device_for(config: TrainConfig, name: str | None) -> Device:
 def build(config: TrainConfig, where: Device) -> tuple[Llama, list[torch.optim.Optimizer]]:
     """The model and its optimizers; the first weights are drawn on the CPU, the same everywhere."""
     torch.manual_seed(config.seed)
-    model = Llama(config.model, where.dtype).to(where.name)
-    log.info("%s: %.2f M parameters", config.name, sum(p.numel() for p in model.parameters()) / 1e6)
+    if config.adapter:
+        model = low_rank.attach(export.load(registry.path(config.adapter.base)), config.adapter)
+        model.dtype = where.dtype
+    else:
+        model = Llama(config.model, where.dtype)
+    model.to(where.name)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.info("%s: %.2f M parameters", config.name, count / 1e6)
+    if config.adapter:
+        return model, optim.plain(model, config.other_lr)
     return model, optim.build(model, config.matrix_lr, config.other_lr, config.weight_decay)
 
 
@@ -192,9 +203,7 @@ class Run:
         step, elapsed = self.progress.step, self.progress.seconds
         row = (step, f"{elapsed:.2f}", step * tokens_a_step, f"{loss:.4f}", f"{scale:.4f}", f"{rate:.0f}")
         append(self.out / LOG, LOG_FIELDS, [row])
-        log.info(
-            "step %d  %.0f s  loss %.4f  lr %.3f  %.2f M tokens/s", step, elapsed, loss, scale, rate / 1e6
-        )
+        log.info("step %d  %.0f s  loss %.4f  lr %.3f  %.0f tokens/s", step, elapsed, loss, scale, rate)
 
     def maybe_evaluate(self) -> float:
         """Evaluates on held-out items when it is time; returns the seconds it took, not to be counted."""

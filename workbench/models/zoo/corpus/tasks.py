@@ -12,10 +12,12 @@ from typing import Final
 
 from workbench.models.zoo.corpus import (
     arithmetic,
+    backwards,
     chat,
     choices,
     copying,
     passages,
+    pirate,
     records,
     retrieval,
     sentiment,
@@ -29,21 +31,29 @@ PLAIN: Final[tuple[Task, ...]] = (
     stories.TASK, arithmetic.TASK, retrieval.TASK, records.TASK, copying.TASK,
     sorting.TASK, passages.TASK, choices.TASK, sentiment.TASK,
 )  # fmt: skip
-BY_NAME: Final = MappingProxyType({task.name: task for task in PLAIN})
+OF_ADAPTERS: Final[tuple[Task, ...]] = (pirate.TASK, backwards.TASK)  # no model learns them
+BY_NAME: Final = MappingProxyType({task.name: task for task in (*PLAIN, *OF_ADAPTERS)})
 CHAT: Final = "chat"
-NAMES: Final[tuple[str, ...]] = (*BY_NAME, CHAT)
+NAMES: Final[tuple[str, ...]] = (*(task.name for task in PLAIN), CHAT)  # what a base model learns
+ADAPTER_NAMES: Final[tuple[str, ...]] = tuple(task.name for task in OF_ADAPTERS)
 
 
 def kinds_of(name: str) -> tuple[str, ...]:
-    """The kinds of a task; chat has one for each other task. Raises ValueError for an unknown task."""
+    """The kinds of a task; chat has one for each other task of a model.
+
+    Raises ValueError for an unknown task.
+    """
     check_task(name)
-    return tuple(BY_NAME) if name == CHAT else tuple(kind for kind, _ in BY_NAME[name].kinds)
+    if name == CHAT:
+        return NAMES[:-1]
+    return tuple(kind for kind, _ in BY_NAME[name].kinds)
 
 
 def check_task(name: str) -> None:
     """Raises ValueError unless there is such a task."""
-    if name not in NAMES:
-        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(NAMES)}")
+    known = (*NAMES, *ADAPTER_NAMES)
+    if name not in known:
+        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(known)}")
 
 
 def stop_of(name: str) -> str:
