@@ -34,8 +34,8 @@ class TestDrafter:
     def enter(self, row: int, token_ids: Ints) -> None:
         self.entered[row] = len(token_ids)
 
-    def leave(self, row: int, token_ids: Ints) -> None:
-        assert len(token_ids) >= self.entered.pop(row)
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
+        assert len(token_ids) >= self.entered.pop(row) >= num_prompt_tokens
         self.left += 1
 
     def propose(self, ask: Ask) -> Proposals:

@@ -21,6 +21,7 @@ from workbench.sim.replay import replay
 from workbench.trace import Trace
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "adaptive": False}
+METHODS = {"ngram": NGRAM, "suffix": NGRAM | {"method": "suffix"}}
 COUNT = 14
 PATTERN = "[ab]zqzq[ab]{2}qqq(zz)?(ab)*"
 OPTIONS: list[dict[str, Any]] = [
@@ -111,12 +112,12 @@ def rule(trace: Trace) -> list[int]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", [*DRAFTERS, "ngram"])
+@pytest.mark.parametrize("kind", [*DRAFTERS, *METHODS])
 def test_the_output_is_that_of_no_speculation(
     open_llm: Open, plain: list[RequestOutput], kind: str, way: str
 ) -> None:
-    llm = open_llm(**WAYS[way], speculative_config=NGRAM)
-    if kind != "ngram":
+    llm = open_llm(**WAYS[way], speculative_config=METHODS.get(kind, NGRAM))
+    if kind not in METHODS:
         drafter = draft_by(llm, TestDrafter(kind, sequences(plain)))
     with llm.trace.record() as trace:
         outputs = generate(llm)
@@ -127,7 +128,7 @@ def test_the_output_is_that_of_no_speculation(
     assert trace.requests.computed_tokens.tolist() == rule(trace)
     if way == "tight":
         assert trace.requests.preemptions.sum() > 0
-    if kind != "ngram":
+    if kind not in METHODS:
         assert drafter.left == len(trace.requests)
     check_idle(llm)
 
@@ -250,8 +251,13 @@ def test_tokens_are_distributed_as_the_model_has_it(models: Models, open_llm: Op
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no dict": ("ngram", TypeError, "speculative_config is 'ngram': use a dict"),
-    "no method": ({}, ValueError, "the method is None: use one of 'ngram'"),
-    "another method": ({"method": "medusa"}, ValueError, "the method is 'medusa': use one of 'ngram'"),
+    "no method": ({}, ValueError, "the method is None: use one of 'ngram', 'suffix'"),
+    "another method": (
+        {"method": "medusa"}, ValueError, "the method is 'medusa': use one of 'ngram', 'suffix'"
+    ),
+    "another's name": (
+        {"method": "suffix", "prompt_lookup_max": 3}, TypeError, "'suffix' has no 'prompt_lookup_max'"
+    ),
     "no tokens": ({"num_speculative_tokens": 0}, ValueError, "num_speculative_tokens is 0: use 1 or more"),
     "fewer": ({"num_speculative_tokens": -2}, ValueError, "num_speculative_tokens is -2: use 1 or more"),
     "a typo": ({"prompt_lookup_mx": 3}, TypeError, "no 'prompt_lookup_mx': did you mean 'prompt_lookup_max'"),

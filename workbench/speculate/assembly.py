@@ -11,6 +11,7 @@ from workbench.speculate.drafter import Drafter
 from workbench.speculate.ngram import NgramDrafter
 from workbench.speculate.pace import Pace
 from workbench.speculate.speculator import Speculator
+from workbench.speculate.suffix import SuffixDrafter
 
 
 def make_speculator(config: EngineConfig, verifies: Callable[[SamplingParams], bool]) -> Speculator | None:
@@ -24,4 +25,6 @@ def make_speculator(config: EngineConfig, verifies: Callable[[SamplingParams], b
 
 
 def _drafter(wanted: SpeculativeConfig, rows: int, length: int) -> Drafter:
+    if wanted.method == "suffix":
+        return SuffixDrafter(rows)
     return NgramDrafter(rows, length, wanted.prompt_lookup_min, wanted.prompt_lookup_max)

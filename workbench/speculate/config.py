@@ -10,13 +10,21 @@ from workbench.checks import at_least
 from workbench.errors import check_names
 
 DRAFTED = 256  # tokens of a step; where more requests draft than that, those that came first do
-METHODS = ("ngram",)
-_NAMES = frozenset(("method", "num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min", "adaptive"))
+_COMMON = frozenset(("method", "num_speculative_tokens", "adaptive"))
+METHODS = {  # and the names each takes
+    "ngram": _COMMON | {"prompt_lookup_max", "prompt_lookup_min"},
+    "suffix": _COMMON,
+}
+_BY_ITSELF = "leave it out: a draft is as long as its match and its chances have it"
 _ELSEWHERE = {
     "draft_tensor_parallel_size": "the engine runs on one device: leave it out",
     "disable_by_batch_size": "leave it out: adaptive=True stops where drafts cost more than they give",
     "speculative_disable_by_batch_size": "leave it out: adaptive=True does that by what steps cost",
-    "speculative_model": "use method='ngram'",
+    "speculative_model": f"use one of the methods {', '.join(map(repr, METHODS))}",
+    "suffix_decoding_max_tree_depth": "leave it out: matches may be of any length",
+    "suffix_decoding_max_cached_requests": "leave it out: the latest outputs are kept, by their tokens",
+    "suffix_decoding_max_spec_factor": _BY_ITSELF,
+    "suffix_decoding_min_token_prob": _BY_ITSELF,
 }
 
 
@@ -53,13 +61,14 @@ def read_speculative_config(given: object) -> SpeculativeConfig | None:
     if not isinstance(given, Mapping):
         raise TypeError(f"speculative_config is {given!r}: use a dict such as {{'method': 'ngram'}}")
     values = {str(name): value for name, value in given.items()}
-    check_names("speculative_config", values, _NAMES, _ELSEWHERE)
+    check_names("speculative_config", values, frozenset().union(*METHODS.values()), _ELSEWHERE)
     method = values.get("method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(
             f"speculative_config: the method is {method!r}: use one of {', '.join(map(repr, METHODS))}"
         )
-    return _checked(values | {"method": method})
+    check_names(f"speculative_config of method {method!r}", values, METHODS[method])
+    return _checked(values)
 
 
 def _checked(values: dict[str, Any]) -> SpeculativeConfig:

@@ -30,8 +30,8 @@ class Drafter(Protocol):
         """The row holds another request from now on, with these tokens."""
         ...
 
-    def leave(self, row: int, token_ids: Ints) -> None:
-        """The row's request is over, with these tokens; they may serve others."""
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
+        """The row's request is over, with these tokens, its prompt first; they may serve others."""
         ...
 
     def propose(self, ask: Ask) -> Proposals:

@@ -55,7 +55,7 @@ class Speculator:
             self._pace.enter(request.row)
 
     def leave(self, request: Request) -> None:
-        self._drafter.leave(request.row, request.token_ids)
+        self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens)
 
     def waits(self, running: Running) -> bool:
         return bool(self._lengths(running).any())
