@@ -101,6 +101,8 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
     processors = make(found, config, device)
     tokenizer = _tokenizer(settings, folder)
     grammars = _grammars(config.structured_outputs_backend, tokenizer, spec)
+    if backend.has_kernels(device):
+        grammars.prepare()  # while the runner compiles and captures
     adapters = _adapters(config, spec, dtype) if config.enable_lora else None
     try:
         size = (config.num_blocks, config.block_size)

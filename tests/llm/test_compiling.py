@@ -48,6 +48,17 @@ class Gate:
     def open(self) -> None:
         self._open.set()
 
+    def open_behind(self, llm: LLM) -> None:
+        """As soon as a request has been taken, whatever it waits for; a failure before that refuses it."""
+
+        def watch() -> None:
+            deadline = time.monotonic() + SECONDS
+            while not llm.has_unfinished_requests() and time.monotonic() < deadline:
+                time.sleep(0.002)
+            self.open()
+
+        threading.Thread(target=watch).start()
+
     def open_in(self, seconds: float) -> None:
         threading.Timer(seconds, self.open).start()
 
@@ -246,7 +257,7 @@ def test_ctrl_c_is_heard_while_all_wait(gated: Gated, way: str) -> None:
 def test_a_grammar_that_fails_late_ends_its_own_request_with_the_reason(gated: Gated) -> None:
     llm, gate = gated()
     gate.failure = ValueError("structured_outputs: too many states")
-    gate.open_in(0.05)
+    gate.open_behind(llm)
     with llm.trace.record() as trace:
         outputs = llm.generate(["the bird"] * 2, [constrained(n=2), FREE], use_tqdm=False)
     for one in outputs[0].outputs:

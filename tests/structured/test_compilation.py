@@ -19,6 +19,7 @@ from workbench.structured.grammars import Grammars
 from workbench.structured.xgrammar import XGrammar
 
 SECONDS = 20  # a wait that ends only where something is wrong
+PREPARING = "workbench-grammars-prepare"
 
 
 class Gated(XGrammar):
@@ -226,3 +227,41 @@ def test_a_tag_that_names_a_token_is_left_to_the_vocabulary_that_has_it() -> Non
     compiled = Grammars("xgrammar", lambda: larger).compile(StructuredOutputsParams(structural_tag=tag))
     compiled.start().fill(row)
     assert token_ids_of(row) == [300]
+
+
+def test_a_prepared_vocabulary_is_not_read_again_and_its_backend_is_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+
+    def reading() -> Vocabulary:
+        read.append(threading.current_thread().name)
+        return VOCABULARY
+
+    grammars = Grammars("xgrammar", reading)
+    grammars.prepare()
+    ended(PREPARING)
+    assert read == ["workbench-grammars"]
+    opened: list[str] = []
+    monkeypatch.setattr(module, "open_backend", lambda name, _: opened.append(name))
+    grammars.compile(StructuredOutputsParams(regex="[0-9]+"))
+    assert (len(read), opened) == (1, [])
+
+
+def test_closing_while_preparing_raises_in_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    for refusal in (None, "it has no tokenizer"):
+        grammars = Grammars("xgrammar", lambda: VOCABULARY, refusal=refusal)
+        grammars.prepare()
+        grammars.close()
+        ended(PREPARING)
+    assert not raised
+
+
+def ended(name: str) -> None:
+    """Wait until no thread of that name runs."""
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(SECONDS)
+            assert not thread.is_alive()

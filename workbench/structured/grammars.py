@@ -5,7 +5,8 @@ the vocabulary in a thread, and whoever asked waits for it in the queue::
 
     ask -> (check) -> refused | Compilation -> (thread) -> ready: a grammar | a failure
 
-The vocabulary is read there too, with the first grammar: an engine that needs none reads none.
+The vocabulary is read there too, with the first grammar: an engine that needs none reads none. Where a start
+takes seconds anyway, `prepare` does it beside them, and no request waits for it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from workbench.params import StructuredOutputsParams
-from workbench.structured.backends import AUTO, absent, backends_for, open_backend
+from workbench.structured.backends import AUTO, absent, backends_for, is_installed, open_backend
 from workbench.structured.compilation import Compilation, Queue
 from workbench.structured.grammar import BYTES, Backend, CompiledGrammar, Spec, Vocabulary, check_begins
 from workbench.structured.specs import spec_of
@@ -74,6 +76,15 @@ class Grammars:
     def compile(self, params: StructuredOutputsParams) -> CompiledGrammar:
         """The grammar, waited for. Raises as `ask`, for all reasons."""
         return self.ask(params).grammar()
+
+    def prepare(self) -> None:
+        """Import the libraries and read the vocabulary, in a thread: no request waits for it then."""
+        if self._refusal is None and is_installed(self._names[0]):
+            threading.Thread(target=self._prepare, name="workbench-grammars-prepare").start()
+
+    def _prepare(self) -> None:
+        with suppress(ValueError):  # closed meanwhile; whatever else it is, who asks for a grammar is told
+            self.compile(StructuredOutputsParams(choice=["anything"]))
 
     def close(self) -> None:
         """Compile no more, and keep none."""
