@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         _widgets,
         _widgets_options,
     )
+    _add(
+        commands, "harness", "lm_eval through the engine, against its `hf` model", _harness, _harness_options
+    )
     _add(commands, "startup", "from process start to the first token", _startup, _startup_options)
     return parser
 
@@ -314,6 +317,27 @@ def _widgets(arguments: argparse.Namespace) -> Result:
     rows, summary = widgets.measure(arguments.model, load, arguments.rounds)
     title = "Widgets: throughput in a notebook with all of them open; ratio: to the run beside it with none"
     return Result(title, rows, _of_origin(rows[0]) | summary, widgets.SHOWN)
+
+
+def _harness_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=f"zoo/{DEFAULT}", help="a folder or zoo/<name>")
+    parser.add_argument("--questions", type=int, default=500, help="of four choices each")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")
+    parser.add_argument("--tried", type=int, default=32, help="questions to find hf's best batch size on")
+    parser.add_argument("--rounds", type=int, default=1, help="of all questions, both models in turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions")
+
+
+def _harness(arguments: argparse.Namespace) -> Result:
+    from workbench.bench import harness
+
+    options = harness.Options(
+        arguments.model, arguments.questions, arguments.batch_sizes, arguments.tried, arguments.rounds,
+        arguments.seed,
+    )  # fmt: skip
+    rows, summary = harness.measure(options)
+    title = "lm_eval, multiple choice on the CPU, float32; ratio: hf's seconds over these"
+    return Result(title, rows, _of_origin(rows[0]) | summary, harness.SHOWN)
 
 
 def _startup_options(parser: argparse.ArgumentParser) -> None:

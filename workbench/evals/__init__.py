@@ -4,6 +4,8 @@
     summarize(rows)                                         # scores with intervals
     compare(rows, evaluate(other, ...))                     # paired: is the difference one?
 
+The zoo's generator has tasks for every measure (`zoo_tasks`); datasets/evals holds them as files. Other
+people's harnesses take the engine as their model: lm_eval (`lm_eval_model`), inspect_ai (`inspect_provider`).
 Names load when they are first used.
 """
 

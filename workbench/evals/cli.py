@@ -24,6 +24,8 @@ Row = dict[str, Any]
 
 def main(argv: Sequence[str]) -> int:
     """Run one evaluation; 0 when it ran to its end."""
+    if argv and argv[0] == "lm_eval":  # a harness with a parser of its own
+        return _lm_eval(argv[1:])
     arguments = _parser().parse_args(argv)
     status: int = arguments.run(arguments)
     return status
@@ -47,7 +49,32 @@ def _parser() -> argparse.ArgumentParser:
     zoo.set_defaults(run=_zoo)
     _add_grammars(commands)
     _add_kv(commands)
+    _add_tasks(commands)
+    commands.add_parser(
+        "lm_eval", help="lm_eval's own command, with this engine as its model", add_help=False
+    )
     return parser
+
+
+def _add_tasks(commands: Any) -> None:
+    from workbench.evals.task_command import add_commands
+
+    add_commands(commands)
+
+
+def _lm_eval(argv: Sequence[str]) -> int:
+    """lm_eval's command line, which knows the model `workbench` and takes it where none is named."""
+    import sys
+
+    from lm_eval.__main__ import cli_evaluate
+
+    import workbench.evals.lm_eval_model  # noqa: F401  # registers it
+
+    named = any(word.split("=")[0] in ("--model", "-m") for word in argv)
+    default = ["--model", "workbench", "--device", "auto"] if argv[:1] == ["run"] and not named else []
+    sys.argv = ["lm_eval", *argv, *default]  # where it reads its arguments
+    cli_evaluate()
+    return 0
 
 
 def _add_kv(commands: Any) -> None:

@@ -1,7 +1,8 @@
 """Tasks as JSON Lines: what is asked, what is right, and by which measure. Knows no engine.
 
 A line has `prompt` and `completion` (what should come), and may have `kind` (a name to group by) and
-`choices` (what may come, the completion among them). How a task is scored is one of the METRICS:
+`choices` (what may come, the completion among them). `metric` and `stop` (a list of texts that end an
+answer) are the whole task's, the same in every line. How a task is scored is one of the METRICS:
 
     exact        the answer is the completion to the letter, but for blanks around it: 0 or 1
     choice       the likeliest of the choices, by the sum of its tokens' logprobs, is the completion: 0 or 1
@@ -20,7 +21,8 @@ from typing import Any, Literal, NamedTuple, get_args
 Metric = Literal["exact", "choice", "json", "perplexity"]
 METRICS: tuple[str, ...] = get_args(Metric)
 NEEDED = ("prompt", "completion")
-KNOWN = (*NEEDED, "task", "kind", "choices")
+OF_ALL = ("metric", "stop")  # of the task; the same in every line
+KNOWN = (*NEEDED, "task", "kind", "choices", *OF_ALL)
 
 
 class Sample(NamedTuple):
@@ -58,10 +60,11 @@ def read_task(
 
     Args:
         path: the file.
-        metric: how it is scored; None: "choice" where the lines have choices, else "exact".
+        metric: how it is scored; None: what the file says, else "choice" where the lines have choices, else
+            "exact".
         name: of the task; None: the file's, up to its first dot.
         limit: only the first so many lines; None: all.
-        stop: strings that end an answer.
+        stop: strings that end an answer; none: what the file says.
 
     Raises:
         ValueError: a line that is no such question, with file and number; an unknown metric; no line at all.
@@ -69,17 +72,49 @@ def read_task(
     """
     path = Path(path)
     samples: list[Sample] = []
+    said: dict[str, Any] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if limit is not None and len(samples) == limit:
                 break
             if line.strip():
                 try:
-                    samples.append(_sample(json.loads(line)))
+                    entry = json.loads(line)
+                    samples.append(_sample(entry))
+                    said = _agreed(said, entry) if len(samples) > 1 else _of_all(entry)
                 except ValueError as error:
                     raise ValueError(f"{path}, line {number}: {error}") from error
-    chosen = metric or ("choice" if samples and samples[0].choices else "exact")
-    return make_task(name or path.name.split(".")[0], chosen, samples, stop)
+    chosen = metric or said.get("metric") or ("choice" if samples and samples[0].choices else "exact")
+    return make_task(name or path.name.split(".")[0], chosen, samples, stop or said.get("stop", ()))
+
+
+def _of_all(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a line says of the whole task."""
+    said = {key: entry[key] for key in OF_ALL if key in entry}
+    stop = said.get("stop", [])
+    if not isinstance(stop, list) or not all(isinstance(one, str) and one for one in stop):
+        raise ValueError("'stop' is not a list of texts")
+    return said
+
+
+def _agreed(said: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    if (here := _of_all(entry)) != said:
+        raise ValueError(f"it says {here} of the whole task, and the first line {said}: say the same in all")
+    return said
+
+
+def write_task(task: Task, path: str | Path) -> Path:
+    """Write a task as JSON Lines, so that `read_task` gives it again; the path."""
+    path = Path(path)
+    of_all = {"metric": task.metric} | ({"stop": list(task.stop)} if task.stop else {})
+    lines = []
+    for sample in task.samples:
+        line: dict[str, Any] = {"prompt": sample.prompt, "completion": sample.completion}
+        line |= {"kind": sample.kind} if sample.kind else {}
+        line |= {"choices": list(sample.choices)} if sample.choices else {}
+        lines.append(json.dumps(line | of_all, ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
 
 
 def make_task(name: str, metric: Metric, samples: Sequence[Sample], stop: Sequence[str] = ()) -> Task:
@@ -92,12 +127,15 @@ def make_task(name: str, metric: Metric, samples: Sequence[Sample], stop: Sequen
         raise ValueError(f"no metric {metric!r}: choose among {', '.join(METRICS)}")
     if not samples:
         raise ValueError(f"task {name!r} is empty: give at least one sample")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in stops:
+        raise ValueError(f"task {name!r}: a stop string is empty, and would end every answer: leave it out")
     for index, sample in enumerate(samples):
         if metric == "choice" and sample.completion not in sample.choices:
             raise ValueError(f"task {name!r}, sample {index}: {sample.completion!r} is not among its choices")
         if metric == "json" and _object(sample.completion) is None:
             raise ValueError(f"task {name!r}, sample {index}: its completion is not a JSON object")
-    return Task(name, metric, tuple(samples), (stop,) if isinstance(stop, str) else tuple(stop))
+    return Task(name, metric, tuple(samples), stops)
 
 
 def _sample(entry: Any) -> Sample:
