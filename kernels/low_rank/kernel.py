@@ -1,9 +1,10 @@
 """What the adapters of a step's tokens add to a product: grouped shrink, then grouped expand, in Triton.
 
 A program works on a block of tokens of one adapter, as the segments on the device say, so that one graph
-serves whatever adapters a step has; programs without a block, and those whose adapter leaves the product
-alone, end at once. Where tokens are few, the inner dimension of the shrink is split over programs, and the
-expand adds up their parts, always in the same order. Knows no model.
+serves whatever adapters a step has. Programs without a block end at once, before they wait for the kernel
+ahead; the first of each launch waits always, so that a launch never ends before that kernel has. Where tokens
+are few, the inner dimension of the shrink is split over programs, and the expand adds up their parts, always
+in the same order. Knows no model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from workbench.kernels.low_rank.stack import FIELDS, MODULES, RANKS, Segments, S
 
 FEW = 1024  # tokens up to which a block has 16
 DEPTH = 128  # of the inner dimension, a step
-COLUMNS = 128  # outputs a program
+# Outputs a program of the expand, and its warps, by the size of blocks. Blocks of few tokens: 64 tokens of 1,
+# 8 and 32 adapters take 23, 29 and 66 us a layer with 128, 16, 18 and 34 with 512 (kernels/LOG.md).
+COLUMNS = {16: (512, 8), 64: (128, 4)}
 # Programs that a shrink has at least, if its tokens have one adapter: about two for each processor.
 LEAST_PROGRAMS = 256
 MOST_SPLITS = 8
@@ -94,7 +97,8 @@ def _shrink(
     _shrink_kernel[grid](
         x, n_in, stack.memory, stack.memory.stride(0), stack.table, stack.table.shape[1], product,
         segments.tokens, segments.blocks, space, space.shape[1], tokens, splits,
-        T=block_size(tokens), R=tile, K=DEPTH, FIELDS=FIELDS, num_warps=4, num_stages=4, **early(x.device),
+        T=block_size(tokens), R=tile, K=DEPTH, FIELDS=FIELDS,
+        num_warps=2 if tile == 16 and tokens <= FEW else 4, num_stages=4, **early(x.device),
     )  # fmt: skip
 
 
@@ -116,14 +120,15 @@ def _expand(
     splits: int,
 ) -> None:
     outs = [*n_outs, 0, 0][:3]
-    tiles = [triton.cdiv(n, COLUMNS) for n in outs]
     size = block_size(y.shape[0])
+    columns, warps = COLUMNS[size]
+    tiles = [triton.cdiv(n, columns) for n in outs]
     _expand_kernel[(len(segments.blocks), sum(tiles))](
         y, y.shape[1], *outs, *tiles[:2], stack.memory, stack.memory.stride(0), stack.table,
         stack.table.shape[1], product, segments.tokens, segments.blocks, space, space.shape[1],
         y.shape[0], splits,
-        T=size, N=COLUMNS, R=RANKS, S=MOST_SPLITS if size == 16 else 1, FIELDS=FIELDS,
-        num_warps=4, num_stages=2, **early(y.device),
+        T=size, N=columns, R=RANKS, S=MOST_SPLITS if size == 16 else 1, FIELDS=FIELDS,
+        num_warps=warps, num_stages=2, **early(y.device),
     )  # fmt: skip
 
 
@@ -151,7 +156,8 @@ def _shrink_kernel(
     token = tl.load(tokens + place, mask=real, other=0).to(tl.int64)
     if EARLY:
         gdc_launch_dependents()
-        gdc_wait()
+        if used | (tl.program_id(0) + tl.program_id(1) + tl.program_id(2) == 0):
+            gdc_wait()
     if used & (tl.program_id(1) * R < ranks):
         split = tl.program_id(2)
         span = tl.cdiv(tl.cdiv(n_in, splits), K) * K
@@ -219,24 +225,31 @@ def _expand_kernel(
     token = tl.load(tokens + place, mask=real, other=0).to(tl.int64)
     column = tile * N + tl.arange(0, N)
     inside = column < n_out
+    rank = tl.arange(0, R)
+    b_at = memory + slot.to(tl.int64) * words + offset + column[None, :]
+    # No kernel of the chain writes weights: they are asked for ahead of the wait.
+    b = tl.load(
+        b_at + rank[:, None].to(tl.int64) * n_out, mask=inside[None, :] & (rank < ranks)[:, None], other=0.0
+    )
     if EARLY:
         gdc_launch_dependents()
-        gdc_wait()
+        if used | (tl.program_id(0) + tl.program_id(1) == 0):
+            gdc_wait()
     if used & (ranks > 0):
-        b_at = memory + slot.to(tl.int64) * words + offset + column[None, :]
+        at = y + token[:, None] * stride + start + column[None, :]
+        here = real[:, None] & inside[None, :]
+        before = tl.load(at, mask=here, other=0.0).to(tl.float32)
         # [S, T, R], so that all parts are asked for at once
         split = tl.arange(0, S)[:, None, None]
         part = (split < splits) & real[None, :, None]
         h_at = space + (split * num_tokens + place[None, :, None]) * width + begin
-        acc = tl.zeros([T, N], tl.float32)
-        for r in range(0, ranks, R):
+        h = tl.sum(tl.load(h_at + rank[None, None, :], mask=part, other=0.0), axis=0)
+        acc = tl.dot(h.to(b.dtype), b, input_precision="ieee")
+        for r in range(R, ranks, R):
             rank = r + tl.arange(0, R)
             h = tl.sum(tl.load(h_at + rank[None, None, :], mask=part, other=0.0), axis=0)
             b = tl.load(b_at + rank[:, None].to(tl.int64) * n_out, mask=inside[None, :], other=0.0)
             acc = tl.dot(h.to(b.dtype), b, acc, input_precision="ieee")
-        at = y + token[:, None] * stride + start + column[None, :]
-        here = real[:, None] & inside[None, :]
-        before = tl.load(at, mask=here, other=0.0).to(tl.float32)
         tl.store(at, (before + acc).to(y.dtype.element_ty), mask=here)
 
 

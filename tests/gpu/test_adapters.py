@@ -21,7 +21,7 @@ WHERE = (("one", 1, EVERY), ("eight", 8, ATTENTION), ("deep", 64, (*EVERY, "embe
 @pytest.mark.parametrize("max_loras", [3, 1])
 def test_logits_are_those_of_merged_weights_row_by_row(tmp_path: Path, max_loras: int) -> None:
     """40 requests: lines of their own order, graphs of more lines than the batch, slots that change hands."""
-    base = resolve("zoo/wren-1m")
+    base = resolve("zoo/wren-8m")
     folders = [
         write_adapter(tmp_path / name, tiny.load(base), rank, targets, seed=rank, size=0.005)
         for name, rank, targets in WHERE
@@ -32,7 +32,7 @@ def test_logits_are_those_of_merged_weights_row_by_row(tmp_path: Path, max_loras
     prompts = [[dice.randrange(3, 1000) for _ in range(9 + 5 * (n % 7))] for n in range(40)]
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=-1)
     with LLM(
-        "zoo/wren-1m", dtype="float32", logprobs_mode="raw_logits", enable_lora=True, max_loras=max_loras,
+        "zoo/wren-8m", dtype="float32", logprobs_mode="raw_logits", enable_lora=True, max_loras=max_loras,
         max_lora_rank=64, max_num_seqs=64, max_model_len=128, num_gpu_blocks_override=1000,
     ) as llm:  # fmt: skip
         requests = [asked[n % 4] for n in range(40)]
