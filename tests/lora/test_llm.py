@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.lora.adapters import ATTENTION, EVERY, MLP, merged, write_adapter
 from tests.models import checkpoints
 from workbench import LLM, BeamSearchParams, LoRARequest, SamplingParams
 from workbench.sim.replay import replay
+from workbench.trace import Trace
 
 FAMILIES = ("llama", "qwen2")
 COUNT = 8
@@ -156,6 +158,34 @@ def test_the_prefix_cache_keeps_adapters_apart(home: Home) -> None:
         assert llm.remove_lora(1)
         again = llm.generate([prompt], greedy, lora_request=home.request("llama", "small"), use_tqdm=False)
         assert again[0].num_cached_tokens == 0, "it was removed meanwhile: another adapter may have its id"
+
+
+def test_with_an_fp8_cache_adapters_compute_what_merged_weights_do(home: Home, tmp_path: Path) -> None:
+    """But for keys and values that lie between two numbers of eight bits, and are rounded otherwise."""
+    fp8 = {"kv_cache_dtype": "fp8", "logprobs_mode": "raw_logits"}
+    names = mixed(4, (None, "small"))
+    with open_llm(home.base("llama"), max_num_batched_tokens=24, **fp8) as llm:
+        asked = [home.request("llama", name) for name in names]
+        outputs = llm.generate(prompts(4), LOGITS, lora_request=asked, use_tqdm=False)
+        again = llm.generate(prompts(4)[::-1], LOGITS, lora_request=asked[::-1], use_tqdm=False)[::-1]
+    for name, prompt, output, cached in zip(names, prompts(4), outputs, again, strict=True):
+        assert cached.outputs[0].token_ids == output.outputs[0].token_ids
+        assert cached.num_cached_tokens >= 16
+        deepcopy(home.oracle("llama", name)).float().save_pretrained(tmp_path / str(name))
+        plain = {"device": "cpu", "block_size": 8, "skip_tokenizer_init": True, **fp8}
+        with LLM(str(tmp_path / str(name)), **plain) as llm:
+            (expected,) = llm.generate([prompt], LOGITS, use_tqdm=False)
+        assert output.outputs[0].token_ids == expected.outputs[0].token_ids
+        found, other = (logits_of(each) for each in (output, expected))
+        assert (found - other).abs().median() < 1e-4
+        assert (found - other).abs().max() < 0.2 * other.std()
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """[tokens, vocab]"""
+    return torch.tensor(
+        [[entry[token].logprob for token in range(tiny.VOCAB)] for entry in output.outputs[0].logprobs]
+    )
 
 
 def test_prompt_logprobs_are_those_of_merged_weights(home: Home) -> None:
@@ -364,9 +394,17 @@ def test_a_look_at_the_next_step_changes_nothing_and_says_who_is_let_in(home: Ho
     assert found[0] == found[1]
 
 
-def test_a_replay_of_adapters_is_refused(home: Home) -> None:
-    with open_llm(home.base("llama")) as llm, llm.trace.record() as trace:
-        params = SamplingParams(max_tokens=2)
-        llm.generate([[5]], params, lora_request=home.request("llama", "small"), use_tqdm=False)
-    with pytest.raises(ValueError, match="requests with LoRA adapters"):
-        replay(trace)
+def test_a_recording_with_adapters_replays(home: Home) -> None:
+    """Also where some of them were there before it began, and others make room."""
+    greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    with open_llm(home.base("llama"), max_loras=2, enable_prefix_caching=False) as llm:
+        llm.generate([[5]], greedy, lora_request=home.request("llama", "large"), use_tqdm=False)
+        with llm.trace.record() as trace:
+            asked = [home.request("llama", name) for name in mixed(8)]
+            llm.generate(prompts(8), greedy, lora_request=asked, use_tqdm=False)
+    assert {"adapter_loaded", "adapter_evicted"} <= set(trace.events.kind)
+    again = replay(trace)
+    assert str(Trace.diff(trace, again)) == "no difference: both runs decided alike"
+    assert again.requests.adapter.fillna("").tolist() == trace.requests.adapter.fillna("").tolist()
+    wide = replay(trace, max_loras=3)
+    assert len(wide.steps) < len(trace.steps), "nobody waits for a slot"

@@ -104,6 +104,33 @@ def test_any_run_replays(work, budget, blocks, depth, pauses, abort_at, fail_at,
     assert str(Trace.diff(house.trace, replay(house.trace))) == "no difference: both runs decided alike"
 
 
+@settings(max_examples=40)
+@given(
+    work=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12), st.sampled_from([None, 0, 1, 2, 3])),
+                  min_size=1, max_size=12),
+    slots=st.integers(1, 3), blocks=st.integers(14, 30), depth=st.integers(0, 2), pause=st.integers(0, 3),
+    before=st.lists(st.integers(0, 3), max_size=3), abort_at=st.integers(0, 20),
+)  # fmt: skip
+def test_any_run_with_adapters_replays(work, slots, blocks, depth, pause, before, abort_at) -> None:  # type: ignore[no-untyped-def]
+    """Also where adapters had slots before the recording began."""
+    house = build(budget=12, blocks=blocks, depth=depth, adapters="abcd", max_loras=slots, caching=False)
+    for adapter in before:
+        house.add([1], 1, adapter=adapter)
+        house.run()
+    config = {"max_num_seqs": 8, "max_num_batched_tokens": 12, "max_model_len": MAX_LENGTH}
+    with house.trace.record() as trace:
+        house.emitter(EngineStarted(house.runner.clock(), house.config | config))
+        for length, most, adapter in work:
+            house.add([1] * length, most, adapter=adapter)
+            for _ in range(pause):
+                house.engine.advance()
+        for _ in range(abort_at):
+            house.engine.advance()
+        house.engine.abort(house.requests[len(before) :: 4])
+        house.run()
+    assert str(Trace.diff(trace, replay(trace))) == "no difference: both runs decided alike"
+
+
 def edited() -> House:
     """Somebody moves the last to the front, and gives and takes budget."""
     house = house_of(budget=12)

@@ -20,6 +20,7 @@ from workbench.engine.request import Request, Times
 from workbench.engine.result import LogprobColumns, StepResult
 from workbench.engine.scheduler import Scheduler
 from workbench.params import SamplingParams
+from workbench.sim.adapters import NamedAdapters
 from workbench.trace import Trace
 
 BLOCK_SIZE = 4
@@ -103,6 +104,7 @@ class House:
     emitter: Emitter
     trace: Trace
     requests: list[Request]
+    config: dict[str, object]
 
     def add(
         self,
@@ -110,6 +112,7 @@ class House:
         max_tokens: int = 4,
         cache_root: bytes = b"",
         need: Thing | None = None,
+        adapter: int | None = None,
         **params: object,
     ) -> Request:
         scheduler = self.engine.scheduler
@@ -123,6 +126,7 @@ class House:
             times=Times(self.runner.clock()),
             tables=scheduler.cache.open(cache_root),
             need=need,
+            adapter=adapter,
         )
         self.requests.append(request)
         scheduler.add(request)
@@ -143,10 +147,13 @@ def build(
     groups: Sequence[KVGroup] = (KVGroup((0,)),),
     watched: bool = True,
     caching: bool = True,
+    adapters: Sequence[str] = (),
+    max_loras: int = 2,
 ) -> House:
     clock, emitter = TickingClock(), Emitter()
     cache = CacheManager(BlockPool(blocks), groups, BLOCK_SIZE, hash_function("sha256"), caching=caching)
-    scheduler = Scheduler(Limits(budget, rows, MAX_LENGTH), cache, FirstComeFirstServed(), clock, emitter)
+    limits, named = Limits(budget, rows, MAX_LENGTH), NamedAdapters(adapters, max_loras) if adapters else None
+    scheduler = Scheduler(limits, cache, FirstComeFirstServed(), clock, emitter, adapters=named)
     trace = Trace(max_steps, decode=lambda ids: " ".join(f"t{token_id}" for token_id in ids))
     if watched:
         emitter.add(trace.observer)
@@ -159,7 +166,9 @@ def build(
         "enable_prefix_caching": caching,
         "prefix_caching_hash_algo": "sha256",
         "kv_windows": tuple(group.window for group in groups),
+        "enable_lora": bool(adapters),
+        "max_loras": max_loras,
     }
     emitter(EngineStarted(clock(), config))
     runner = CountingRunner(clock)
-    return House(Engine(scheduler, runner, depth), runner, emitter, trace, [])
+    return House(Engine(scheduler, runner, depth), runner, emitter, trace, [], config)

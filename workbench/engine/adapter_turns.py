@@ -141,6 +141,8 @@ class AdapterTurns:
         self._idle = False
         if request.adapter is not None and self._adapters is not None:
             request.passed_at = None
+            if request.adapter in self._untold:  # it came with this very plan, which nobody else was in
+                self._lapsing.add(request.adapter)
             request.adapter_slot = self._adapters.slots.hold(request.adapter)
 
     def release(self, request: Request) -> None:

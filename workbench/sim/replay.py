@@ -13,6 +13,7 @@ The recording says in which order the scheduler was called, which is how the rep
 
 A recording does not say what was in the prefix cache before it: begin it with the engine, or right after
 `reset_prefix_cache`. Nor does it hold a scheduling policy that is an object of somebody's own: hand it over.
+Of LoRA adapters it has the names, which are enough; `sim/adapters.py` says what is missing.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from workbench.engine.request import Request, State
 from workbench.engine.result import Failure, Forced, StepResult, accepted_by
 from workbench.engine.scheduler import Scheduler
 from workbench.errors import check_names
+from workbench.sim.adapters import NamedAdapters, read_adapters
 from workbench.sim.redrafting import Redrafting
 from workbench.sim.scripts import Recorded, Script, scripts_of
 from workbench.trace import Trace
@@ -70,6 +72,7 @@ class Settings:
     prefix_caching_hash_algo: HashAlgorithm = "sha256"
     long_prefill_token_threshold: int = 0
     scheduling_policy: str | Policy = "fcfs"
+    max_loras: int = 1  # slots for adapters, where there are any
 
 
 _NAMES = tuple(f.name for f in dataclasses.fields(Settings))
@@ -96,9 +99,8 @@ def replay(trace: Trace, **changes: Any) -> Trace:
     _check_begin(events, recording.dropped_steps)
     scripts = scripts_of(events)
     _check_room(settings, scripts)
-    if any(script.arrived.adapter for script in scripts):
-        raise ValueError("the recording has requests with LoRA adapters, which a replay has no slots for yet")
-    player = _Player(settings, scripts, _depth(events), "max_num_batched_tokens" not in changes)
+    adapters = read_adapters(events, settings.max_loras)
+    player = _Player(settings, scripts, _depth(events), "max_num_batched_tokens" not in changes, adapters)
     player.play(events)
     return player.trace
 
@@ -167,7 +169,14 @@ def _depth(events: Sequence[Event]) -> int:
 class _Player:
     """Calls a scheduler in the order in which the recorded one was called."""
 
-    def __init__(self, settings: Settings, scripts: Sequence[Script], depth: int, same_budget: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scripts: Sequence[Script],
+        depth: int,
+        same_budget: bool,
+        adapters: NamedAdapters | None,
+    ) -> None:
         self._now = 0.0
         self._scripts = iter(scripts)
         self._script_of: dict[Request, Script] = {}
@@ -176,11 +185,12 @@ class _Player:
         self._same_budget = same_budget  # the one recorded: what was set by hand counts too
         self._ahead = False  # the next plan has been made already
         self._settings = settings
+        self._adapters = adapters
         self._emit = Emitter()
         self.trace = Trace(None)
         self._emit.add(self.trace.observer)
         drafts = Redrafting(lambda request, length: self._script_of[request].drafts.get(length, []))
-        self.scheduler = _scheduler(settings, lambda: self._now, self._emit, drafts)
+        self.scheduler = _scheduler(settings, lambda: self._now, self._emit, drafts, adapters)
 
     def play(self, events: Sequence[Event]) -> None:
         for place, event in enumerate(events):
@@ -224,7 +234,8 @@ class _Player:
 
     def _arrive(self) -> None:
         script = next(self._scripts)
-        request = script.request(self.scheduler, self._now)
+        adapter = self._adapters.number_of(script.arrived.adapter) if self._adapters else None
+        request = script.request(self.scheduler, self._now, adapter)
         self._script_of[request] = script
         self._latest[request.request_id] = request
         self.scheduler.add(request)
@@ -316,10 +327,12 @@ def _ended(later: Sequence[Event]) -> set[str]:
     return ended
 
 
-def _scheduler(s: Settings, clock: Clock, emit: Emitter, drafts: Redrafting) -> Scheduler:
+def _scheduler(
+    s: Settings, clock: Clock, emit: Emitter, drafts: Redrafting, adapters: NamedAdapters | None
+) -> Scheduler:
     digest = hash_function(s.prefix_caching_hash_algo)
     groups = tuple(KVGroup((layer,), window) for layer, window in enumerate(s.kv_windows))
     pool = BlockPool(s.num_blocks)
     cache = CacheManager(pool, groups, s.block_size, digest, caching=s.enable_prefix_caching)
     limits = Limits(s.max_num_batched_tokens, s.max_num_seqs, s.max_model_len, s.long_prefill_token_threshold)
-    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit, drafts)
+    return Scheduler(limits, cache, policy_named(s.scheduling_policy), clock, emit, drafts, adapters)

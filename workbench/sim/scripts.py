@@ -40,8 +40,8 @@ class Script:
     drafts: dict[int, list[int]] = field(default_factory=dict)  # length -> what was drafted behind it
     finished: RequestFinished | None = None
 
-    def request(self, scheduler: Scheduler, now: float) -> Request:
-        """It, to be added to a scheduler."""
+    def request(self, scheduler: Scheduler, now: float, adapter: int | None = None) -> Request:
+        """It, to be added to a scheduler; `adapter`: number of its own, None for the base model."""
         arrived = self.arrived
         # Nobody reads logprobs here, and the recorded ones are not handed out again.
         params = dataclasses.replace(self.params or SamplingParams(), logprobs=None, logprob_token_ids=None)
@@ -57,6 +57,7 @@ class Script:
             priority=arrived.priority,
             stop_check=self._stop_check(),
             need=Recorded(self._lacked()) if arrived.aside else None,
+            adapter=adapter,
         )
         if self.score_from:
             request.score_prompt(self.score_from)
