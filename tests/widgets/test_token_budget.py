@@ -95,7 +95,7 @@ def test_drafts_are_told_apart_where_there_are_any(tables: Tables) -> None:
     found = bars(steps, chunks)
     assert found.tokens["accepted"].sum() == count
     assert found.tokens["rejected"].sum() == 2 * count
-    by_kind = Counter(kind for kind, tokens_, _ in found.segments[9] for _ in range(tokens_))
+    by_kind = Counter(kind for kind, tokens_, *_ in found.segments[9] for _ in range(tokens_))
     assert by_kind == {k: v[9] for k, v in found.tokens.items() if v[9]}
     total = sum(sum(segment.tokens for segment in segments) for segments in found.segments)
     assert total == steps["scheduled"].sum()

@@ -10,9 +10,11 @@ from workbench.trace.growing import Name
 from workbench.trace.pictures import cache_map
 from workbench.trace.pictures.block_detail import block_detail
 from workbench.trace.pictures.block_history import BlockHistory
+from workbench.trace.pictures.cache_map import Cells, Owners
 from workbench.trace.pictures.sequences import Sequences
 from workbench.trace.pictures.theme import heading
 from workbench.trace.schema import Table
+from workbench.widgets.adapter_controls import ColourBy
 from workbench.widgets.base import NothingToShow, Widget
 
 FRAMES = 200  # of a run that is played
@@ -24,7 +26,7 @@ class CacheMap(Widget):
 
     It shows the selected step, or else how things stand now; the player goes through the steps, and so do the
     bars above the map. A click on a block selects it and says its tokens, its chain of keys and its holders.
-    Where a cell is several blocks, a click zooms in.
+    Where a cell is several blocks, a click zooms in. Colours are kinds, or adapters.
     """
 
     needs: ClassVar[tuple[Name, ...]] = ("steps", "requests", "tokens", "blocks")
@@ -46,7 +48,8 @@ class CacheMap(Widget):
         self.range.observe(self._range_moved, "value")
         self.now.on_click(lambda _: self.selection.select(step=None))
         self.all.on_click(lambda _: self._show(1, self.range.max))
-        return [HBox([self.player, self.step, self.now, self.range, self.all])]
+        self.colour = ColourBy(self.refresh)
+        return [HBox([self.player, self.step, self.now, self.range, self.all]), self.colour.control]
 
     def _step_moved(self, change: Any) -> None:
         if not self._silent:
@@ -72,12 +75,18 @@ class CacheMap(Widget):
         states = self._history.at(step)
         window = self._window(len(states.codes))
         block = self.selection.block
+        found = cache_map.cells(states, window)
+        owners = self._owners(found, blocks)
         return (
             heading(cache_map.headline(states, steps))
             + cache_map.timeline(self._history, steps, step)
-            + cache_map.draw(cache_map.cells(states, window), blocks, block)
+            + cache_map.draw(found, blocks, block, owners)
             + self._detail(step)
         )
+
+    def _owners(self, found: Cells, blocks: Table) -> Owners | None:
+        colours = self.colour.colours(self.feed)
+        return None if colours is None else cache_map.owners(found, blocks, self.feed["requests"], colours)
 
     def _step(self, steps: Table) -> int | None:
         """The selected one, if the trace has it; the controls follow."""

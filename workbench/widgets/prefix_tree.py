@@ -10,11 +10,13 @@ from workbench.prompts import read_prompt
 from workbench.trace.growing import Name
 from workbench.trace.picks import Decode
 from workbench.trace.pictures import prefix_tree
+from workbench.trace.pictures.adapter_colours import adapters_of
 from workbench.trace.pictures.prefix_answer import Answer, Cache
 from workbench.trace.pictures.prefix_log import PrefixLog
 from workbench.trace.pictures.prefix_words import answer_words
 from workbench.trace.pictures.sequences import Sequences
 from workbench.trace.pictures.theme import heading
+from workbench.widgets.adapter_controls import AdapterChoice
 from workbench.widgets.base import NothingToShow, Widget
 from workbench.widgets.selection import Selection
 
@@ -54,10 +56,11 @@ class PrefixTree(Widget):
             description="salt", placeholder="none", continuous_update=False, layout=Layout(width="22%")
         )
         self.all = Button(description="all", tooltip="show the whole tree", layout=Layout(width="8%"))
+        self.adapter = AdapterChoice(self.refresh)
         for control in (self.prompt, self.salt):
             control.observe(lambda _: self.refresh(), "value")
         self.all.on_click(lambda _: self._show(None))
-        return [HBox([self.prompt, self.salt, self.all])]
+        return [HBox([self.prompt, self.salt, self.all]), self.adapter.control]
 
     def _show(self, top: int | None) -> None:
         self._top = top
@@ -65,20 +68,30 @@ class PrefixTree(Widget):
 
     # --- asking ---------------------------------------------------------------------------------------
 
-    def ask(self, prompt: str | Sequence[int], salt: str = "") -> Answer:
+    def ask(self, prompt: str | Sequence[int], salt: str = "", adapter: str | None = None) -> Answer:
         """What a request with this prompt would find now, or in the selected step.
+
+        Args:
+            prompt: a text, or token ids.
+            salt: its cache_salt; "" for none.
+            adapter: name of its LoRA adapter; None for the base model.
 
         Raises:
             ValueError: the prompt is empty, or it is text and there is no tokenizer, or the trace does not
-                say how keys are made.
+                say how keys are made, or no request has the adapter.
         """
         self.feed.pull()
-        return self._ask(self._cache(self._step()), prompt, salt)
+        known = adapters_of(self.feed["requests"])
+        if adapter is not None and adapter not in known:
+            raise ValueError(
+                f"no request of the trace has the adapter {adapter!r}: there are {', '.join(known) or 'none'}"
+            )
+        return self._ask(self._cache(self._step()), prompt, salt, adapter)
 
-    def _ask(self, cache: Cache, prompt: str | Sequence[int], salt: str) -> Answer:
+    def _ask(self, cache: Cache, prompt: str | Sequence[int], salt: str, adapter: str | None) -> Answer:
         if cache.chains is None:
             raise ValueError(_NO_KEYS)
-        return cache.ask(self._ids(prompt), cache.root(salt))
+        return cache.ask(self._ids(prompt), cache.root(salt, adapter))
 
     def _ids(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str) and self._tokenizer is None:
@@ -114,6 +127,7 @@ class PrefixTree(Widget):
         cache = self._cache(step)
         if cache.chains is None:
             raise NothingToShow(_NO_KEYS)
+        self.adapter.offer(self.feed)
         answer, words = self._answered(cache)
         found = prefix_tree.tree(
             self._log,
@@ -133,11 +147,12 @@ class PrefixTree(Widget):
         if not self.prompt.value.strip():
             return None, ""
         try:
-            answer = self._ask(cache, self.prompt.value, self.salt.value)
+            answer = self._ask(cache, self.prompt.value, self.salt.value, self.adapter.name)
         except (ValueError, TypeError) as error:
             return None, f'<p class="message">{escape(str(error))}</p>'
         assert cache.chains is not None, "or there was no answer"
-        words = answer_words(answer, cache.chains.block_size, self._decode, bool(self.salt.value))
+        size, salted = cache.chains.block_size, bool(self.salt.value)
+        words = answer_words(answer, size, self._decode, salted, self.adapter.name)
         return answer, words
 
     def picked(self, what: str) -> None:

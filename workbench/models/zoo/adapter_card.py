@@ -106,7 +106,7 @@ def table(scores: Scores, measured: str) -> str:
 def value(score: Score) -> str:
     """A score as the table has it."""
     if score.perplexity:
-        return f"perplexity {score.perplexity:.3f}"
+        return f"perplexity {score.perplexity:,.{3 if score.perplexity < 100 else 0}f}"
     low, high = score.interval
     return f"{score.accuracy:.1%} ({low:.1%} to {high:.1%})"
 

@@ -2,7 +2,8 @@
 
 Up to `MOST_CELLS` blocks are a cell each. Beyond, a cell is consecutive blocks, filled from below by how many
 of them are held, shared and findable. A held block is a full cell, one that is free and still findable a
-hollow one, a free one an empty one: who sees no colours sees that.
+hollow one, a free one an empty one: who sees no colours sees that. So a cell's colour can say whose adapter
+the block is of instead (`owners`), where each is a block.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from workbench.trace.pictures.adapter_colours import Colours, adapters_by_request
 from workbench.trace.pictures.block_history import (
     CACHED,
     CODES,
@@ -84,6 +86,23 @@ def cells(states: BlockStates, window: tuple[int, int] | None = None) -> Cells:
     return Cells(states, starts + 1, ends, np.stack(counts, 1), most, np.add.reduceat(evicted, at))
 
 
+class Owners(NamedTuple):
+    """Whose adapter the blocks are of, where a cell is one."""
+
+    colours: Colours
+    adapters: list[str | None]  # [cells]; None: the base model's, or nobody's
+
+
+def owners(found: Cells, blocks: Table, requests: Table, colours: Colours) -> Owners | None:
+    """By the request that each block was last spoken of with; None where cells are several blocks."""
+    if not found.single:
+        return None
+    lines, names = found.states.lines[found.first - 1].tolist(), adapters_by_request(requests)
+    return Owners(
+        colours, [None if line == NO_LINE else names.get(blocks["request_id"][line]) for line in lines]
+    )
+
+
 class Grid(NamedTuple):
     """Where cells stand."""
 
@@ -118,10 +137,11 @@ def headline(states: BlockStates, steps: Table) -> str:
     )
 
 
-def _legend(found: Cells) -> str:
+def _legend(found: Cells, owned: Owners | None) -> str:
     states, totals = found.states, np.bincount(KIND_OF[found.states.codes], minlength=len(KINDS))
-    entries = [
-        (name if name != "cached" or not found.single else "cached hollow", f"{said}: {totals[kind]:,}")
+    entries = [] if owned is None else owned.colours.legend
+    entries += [
+        (_key(name, found.single, owned is not None), f"{said}: {totals[kind]:,}")
         for kind, (name, _, said) in enumerate(KINDS)
         if totals[kind] or name != "waiting"
     ]
@@ -133,23 +153,31 @@ def _legend(found: Cells) -> str:
     return legend(*entries)
 
 
+def _key(name: str, single: bool, by_adapter: bool) -> str:
+    """How a kind looks in the legend: where colours are adapters', by its shape alone."""
+    if by_adapter:
+        return {"held": "shape", "shared": "shape", "cached": "shape hollow"}.get(name, name)
+    return "cached hollow" if name == "cached" and single else name
+
+
 # --- the map --------------------------------------------------------------------------------------------
 
 
-def draw(found: Cells, blocks: Table, selected: int | None = None) -> str:
+def draw(found: Cells, blocks: Table, selected: int | None = None, owned: Owners | None = None) -> str:
     """The map and its legend; a cell's `data-pick` is "block:N", or "blocks:first:last".
 
     Args:
         blocks: the trace's table.
         selected: a block's number.
+        owned: whose adapter each is of; None: colours are kinds.
     """
     grid, count = _grid(len(found.first)), len(found.first)
     rows = -(-count // grid.columns)
-    body = f'<path class="frame" d="{"".join(_frames(count, grid))}"/>{_fillings(found, grid)}'
-    body += "".join(_targets(found, blocks, grid)) + _row_names(found, grid) + _marks(found, grid)
+    body = f'<path class="frame" d="{"".join(_frames(count, grid))}"/>{_fillings(found, grid, owned)}'
+    body += "".join(_targets(found, blocks, grid, owned)) + _row_names(found, grid) + _marks(found, grid)
     if selected is not None:
         body += _selected(found, selected, grid)
-    return svg(rows * grid.side + 8, "Blocks of the KV cache", body) + _legend(found)
+    return svg(rows * grid.side + 8, "Blocks of the KV cache", body) + _legend(found, owned)
 
 
 def _frames(count: int, grid: Grid) -> Iterator[str]:
@@ -159,23 +187,23 @@ def _frames(count: int, grid: Grid) -> Iterator[str]:
         yield f"M{x:.1f} {y:.1f}h{room:.1f}v{room:.1f}h-{room:.1f}z"
 
 
-def _fillings(found: Cells, grid: Grid) -> str:
-    """A path for each kind."""
+def _fillings(found: Cells, grid: Grid, owned: Owners | None) -> str:
+    """A path for each kind, or for each adapter's part of a kind."""
     drawn, below, single = [], np.zeros(len(found.first)), found.single
     sizes = (found.last - found.first + 1).astype(np.float64)
+    classes = None if owned is None else owned.colours.of(owned.adapters)
     for kind, (name, _, _) in enumerate(KINDS[:-1]):
         places = np.flatnonzero(found.counts[:, kind])
         shares = found.counts[:, kind] / sizes
         shape = _hollow if single and name == "cached" else _full
-        lines = [
-            shape(grid, place, *rest)
-            for place, *rest in zip(
-                places.tolist(), below[places].tolist(), shares[places].tolist(), strict=True
-            )
-        ]
+        lines: dict[str, list[str]] = {}
+        for place, *rest in zip(
+            places.tolist(), below[places].tolist(), shares[places].tolist(), strict=True
+        ):
+            own = name if classes is None or name == "waiting" else classes[place]
+            lines.setdefault(own, []).append(shape(grid, place, *rest))
         below += shares
-        if lines:
-            drawn.append(f'<path class="{name}" d="{"".join(lines)}"/>')
+        drawn += [f'<path class="{own}" d="{"".join(parts)}"/>' for own, parts in lines.items()]
     return "".join(drawn)
 
 
@@ -198,10 +226,10 @@ def _hollow(grid: Grid, place: int, below: float, share: float) -> str:
     )
 
 
-def _targets(found: Cells, blocks: Table, grid: Grid) -> Iterator[str]:
+def _targets(found: Cells, blocks: Table, grid: Grid, owned: Owners | None) -> Iterator[str]:
     """What can be hovered over and clicked."""
     room, single = f'width="{grid.side - 1.5:.1f}" height="{grid.side - 1.5:.1f}"', found.single
-    titles = _block_titles(found, blocks) if single else _titles(found)
+    titles = _block_titles(found, blocks, owned) if single else _titles(found)
     spans = zip(found.first.tolist(), found.last.tolist(), titles, strict=True)
     for place, (first, last, title) in enumerate(spans):
         x, y = grid.corner(place)
@@ -220,12 +248,14 @@ def _titles(found: Cells) -> Iterator[str]:
         yield f"blocks {found.first[place]} to {found.last[place]}: {said}{gone}"
 
 
-def _block_titles(found: Cells, blocks: Table) -> Iterator[str]:
+def _block_titles(found: Cells, blocks: Table, owned: Owners | None) -> Iterator[str]:
     states = found.states
-    for block in found.first.tolist():
+    for place, block in enumerate(found.first.tolist()):
         line, holders = int(states.lines[block - 1]), int(states.holders[block - 1])
         code = int(states.codes[block - 1])
         tail = ", evicted in this step and taken again" if states.evicted[block - 1] else ""
+        adapter = None if owned is None or code == FREE else owned.adapters[place]
+        tail = f", adapter {adapter}{tail}" if adapter else tail
         yield f"block {block}: {_standing(code, holders)}{_whose(blocks, line, code)}{tail}"
 
 

@@ -33,6 +33,8 @@ Why = Literal[
     "group",  # another KV group has not what its window needs
     "new",  # nothing there begins like this, or goes on from here
 ]
+MOST_ADAPTERS = 1024  # numbers that are tried
+NO_ADAPTER = -1  # no engine gives this number: nothing is found under it
 MOST_SPEAKERS = 20  # requests that are compared with a prompt for a block that was not full
 
 
@@ -69,10 +71,30 @@ class Cache:
         windows = config.get("kv_windows") or (None,)
         self._groups = tuple(KVGroup((), window) for window in windows)
 
-    def root(self, salt: str) -> bytes:
-        """The parent of a prompt's first key."""
+    def root(self, salt: str, adapter: str | None = None) -> bytes:
+        """The parent of a prompt's first key; `adapter`: by name, None for the base model."""
         assert self.chains is not None, "asked only where keys can be computed"
-        return root_key(self.chains.digest, ("salt", salt) if salt else ())
+        extra: tuple[str | int, ...] = ("salt", salt) if salt else ()
+        if adapter is not None:
+            extra += ("adapter", self._number(adapter, extra))
+        return root_key(self.chains.digest, extra)
+
+    def _number(self, adapter: str, extra: tuple[str | int, ...]) -> int:
+        """Keys are made of an adapter's number, and a trace has its name: with which do roots come out?
+
+        Of one that was removed and added again, the last.
+        """
+        assert self.chains is not None
+        columns = (self._requests[name].tolist()[::-1] for name in ("adapter", "cache_root"))
+        said = [root for name, root in zip(*columns, strict=True) if name == adapter]
+        for salted in (extra, ()):  # with the salt that is asked for, or with none
+            numbers = {
+                root_key(self.chains.digest, (*salted, "adapter", number)).hex(): number
+                for number in range(MOST_ADAPTERS)
+            }
+            if (found := next((numbers[root] for root in said if root in numbers), None)) is not None:
+                return found
+        return NO_ADAPTER
 
     def ask(self, tokens: Sequence[int], root: bytes) -> Answer:
         """What a request with this prompt, looked up on its own, would reuse."""

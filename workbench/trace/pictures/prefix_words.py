@@ -13,16 +13,20 @@ MOST_TOKENS = 400  # shown one by one, around the place where a prompt parts
 AHEAD = 60  # of that place
 
 
-def answer_words(answer: Answer, block_size: int, decode: Decode | None, salted: bool) -> str:
+def answer_words(
+    answer: Answer, block_size: int, decode: Decode | None, salted: bool, adapter: str | None = None
+) -> str:
     """A sentence that says how much, one that says why no more, and the tokens."""
     found, size = answer.num_cached_tokens, len(answer.tokens)
     blocks = f"{found // block_size:,} block{'s' if found // block_size != 1 else ''} of {block_size}"
     much = f"{found:,} of {size:,} tokens would be reused: {blocks}"
-    why = _why(answer, block_size, decode, salted)
+    mine = "with this salt" if salted else "without a salt"
+    mine += f", for the adapter {adapter}" if adapter is not None else ""
+    why = _why(answer, block_size, decode, mine)
     return f"{heading(much)}<p class=note>{escape(why)}</p>{_tokens(answer, decode)}"
 
 
-def _why(answer: Answer, size: int, decode: Decode | None, salted: bool) -> str:
+def _why(answer: Answer, size: int, decode: Decode | None, mine: str) -> str:
     found, place = answer.num_cached_tokens, answer.parts_at
     match answer.why:
         case "all":
@@ -37,18 +41,17 @@ def _why(answer: Answer, size: int, decode: Decode | None, salted: bool) -> str:
                 f"The next block was in the cache and was forgotten at step {answer.step}: {answer.reason}."
             )
         case "elsewhere":
-            mine = "with this salt" if salted else "without a salt"
             return (
                 f"{answer.elsewhere:,} of these tokens can be found, but not {mine}: they are request"
                 f" {answer.who}'s, which has another salt or adapter."
             )
         case "token":
-            mine, theirs = _named(answer.tokens[place], decode), _named(answer.there, decode)
+            here, theirs = _named(answer.tokens[place], decode), _named(answer.there, decode)
             lost = (
                 f" The {place - found} before it are in the same block, which is found whole or not at all."
             )
             lost = lost if place > found else ""
-            return f"A different token at position {place}: {mine} here, {theirs} in the cache.{lost}"
+            return f"A different token at position {place}: {here} here, {theirs} in the cache.{lost}"
         case "not full":
             return (
                 f"Request {answer.who} had the same up to position {place}, but its last block is not full,"

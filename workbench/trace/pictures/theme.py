@@ -18,6 +18,8 @@ LIGHT = {
     "waiting": "#c3cad1", "preempted": "#d55e00", "dropped": "#cc79a7", "finished": "#1b1f24",
     "held": "#0072b2", "cached": "#d55e00", "found": "#009e73", "mark": "#fdf0cf",
     "shared": "#009e73", "evicted": "#f0e442",
+    "base": "#c3cad1", "adapter0": "#0072b2", "adapter1": "#e69f00", "adapter2": "#009e73",
+    "adapter3": "#cc79a7", "adapter4": "#56b4e9", "adapter5": "#d55e00", "further": "#5b6570",
 }  # fmt: skip
 DARK = LIGHT | {
     "paper": "#14171a", "ink": "#e4e7ea", "quiet": "#9aa4ae", "line": "#31373d", "card": "#1d2226",
@@ -25,10 +27,13 @@ DARK = LIGHT | {
     "waiting": "#4d555d", "preempted": "#ff7f3f", "dropped": "#e29ac4", "finished": "#e4e7ea",
     "held": "#56b4e9", "cached": "#ff7f3f", "found": "#2fc79a", "mark": "#4a3a10",
     "shared": "#2fc79a",
+    "base": "#4d555d", "adapter0": "#3d9be0", "adapter2": "#2fc79a", "adapter3": "#e29ac4",
+    "adapter4": "#a5dcff", "adapter5": "#ff7f3f", "further": "#9aa4ae",
 }  # fmt: skip
+ADAPTERS = tuple(f"adapter{number}" for number in range(6))  # LoRA adapters, the first seen first
 KINDS = (
     "prefill", "decode", "accepted", "rejected", "waiting", "preempted", "dropped", "finished",
-    "held", "cached", "found", "shared", "evicted",
+    "held", "cached", "found", "shared", "evicted", "base", *ADAPTERS, "further",
 )  # fmt: skip
 VIRIDIS = (
     "#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",

@@ -2,7 +2,8 @@
 
 Up to `MOST_BARS` steps are a bar each, and up to `MOST_SEGMENTS` chunks a segment each; beyond, a segment is
 all requests' tokens of a kind, and a bar is the mean of consecutive steps, with a shadow up to the largest
-of them. Drafts are told apart where the tables have any.
+of them. Drafts are told apart where the tables have any. Kinds are what the tokens are for, or, where colours
+of adapters are given, whose they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from workbench.trace.pictures.adapter_colours import Colours
 from workbench.trace.pictures.svg import (
     BOTTOM,
     LEFT,
@@ -51,6 +53,7 @@ class Segment(NamedTuple):
     kind: str
     tokens: int
     request_id: str
+    colour: str  # class: the kind's, or its adapter's
 
 
 class Bars(NamedTuple):
@@ -58,12 +61,13 @@ class Bars(NamedTuple):
 
     first: npt.NDArray[np.int64]  # index of a bar's first step
     last: npt.NDArray[np.int64]
-    tokens: dict[str, Floats]  # kind -> mean tokens a step
+    tokens: dict[str, Floats]  # class -> mean tokens a step
     peak: Floats  # tokens of its largest step
     preempted: npt.NDArray[np.int64]
     segments: list[list[Segment]]  # of each bar's one step; empty where bars hold several
     budget: int  # the largest of these steps'
     by_request: bool  # few enough to draw a segment for each
+    meaning: dict[str, str]  # class -> what its tokens are
 
     @property
     def top(self) -> float:
@@ -71,28 +75,31 @@ class Bars(NamedTuple):
         return float(self.peak.max())
 
 
-def bars(steps: Table, chunks: Table, window: slice = slice(None)) -> Bars:
+def bars(steps: Table, chunks: Table, window: slice = slice(None), colours: Colours | None = None) -> Bars:
     """The bars of some steps.
 
     Args:
         steps: the trace's table, with at least one line in the window.
         chunks: step_requests.
         window: places in the steps table.
+        colours: of adapters; None: tokens are coloured by what they are for.
     """
     part = {name: column[window] for name, column in steps.items()}
     count = len(part["step"])
     starts = np.arange(0, count, round_up(count / MOST_BARS))
     ends = np.append(starts[1:], count)
-    segments = _segments(part, chunks) if len(starts) == count else []
+    segments = _segments(part, chunks, colours) if len(starts) == count else []
+    kinds = _kinds(part) if colours is None else _adapters(part, chunks, colours)
     return Bars(
         part["step"][starts],
         part["step"][ends - 1],
-        {kind: np.add.reduceat(values, starts) / (ends - starts) for kind, values in _kinds(part).items()},
+        {kind: np.add.reduceat(values, starts) / (ends - starts) for kind, values in kinds.items()},
         np.maximum.reduceat(part["scheduled"], starts).astype(np.float64),
         np.add.reduceat(part["preempted"], starts),
         segments,
         int(part["budget"].max()),
         0 < sum(map(len, segments)) <= MOST_SEGMENTS,
+        MEANING if colours is None else dict(colours.legend),
     )
 
 
@@ -103,18 +110,30 @@ def _kinds(steps: Table) -> dict[str, Floats]:
     return {kind: column.astype(np.float64) for kind, column in zip(KINDS, columns, strict=True)}
 
 
-def _segments(steps: Table, chunks: Table) -> list[list[Segment]]:
+def _adapters(steps: Table, chunks: Table, colours: Colours) -> dict[str, Floats]:
+    """Tokens of each step by the class of their adapter."""
+    span = slice(*np.searchsorted(chunks["step"], (steps["step"][0], steps["step"][-1] + 1)).tolist())
+    number = {kind: place for place, kind in enumerate(colours.kinds)}
+    kinds = np.array([number[kind] for kind in colours.of(chunks["adapter"][span].tolist())], np.int64)
+    lines = np.searchsorted(steps["step"], chunks["step"][span]) * len(number) + kinds
+    size = len(steps["step"]) * len(number)
+    tokens = np.bincount(lines, chunks["scheduled"][span], size).reshape(-1, len(number))
+    return dict(zip(number, tokens.T, strict=True))
+
+
+def _segments(steps: Table, chunks: Table, colours: Colours | None) -> list[list[Segment]]:
     begin = np.searchsorted(chunks["step"], steps["step"], "left").tolist()
     end = np.searchsorted(chunks["step"], steps["step"], "right").tolist()
-    return [list(_of_step(chunks, slice(*span))) for span in zip(begin, end, strict=True)]
+    return [list(_of_step(chunks, slice(*span), colours)) for span in zip(begin, end, strict=True)]
 
 
-def _of_step(chunks: Table, lines: slice) -> Iterator[Segment]:
-    names = ("request_id", "prefill", "decode", "draft", "accepted")
+def _of_step(chunks: Table, lines: slice, colours: Colours | None) -> Iterator[Segment]:
+    names = ("request_id", "adapter", "prefill", "decode", "draft", "accepted")
     columns = (chunks[name][lines].tolist() for name in names)
-    for name, prefill, decode, draft, accepted in zip(*columns, strict=True):
+    for name, adapter, prefill, decode, draft, accepted in zip(*columns, strict=True):
         counts = (prefill, decode - draft, accepted, draft - accepted)
-        yield from (Segment(kind, n, name) for kind, n in zip(KINDS, counts, strict=True) if n)
+        own = None if colours is None else colours.classes[adapter]
+        yield from (Segment(kind, n, name, own or kind) for kind, n in zip(KINDS, counts, strict=True) if n)
 
 
 # --- drawing --------------------------------------------------------------------------------------------
@@ -164,7 +183,7 @@ def _by_request(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
     step = found.first[place]
     for line, segment in enumerate(found.segments[place]):
         title = f"step {step}, {segment.request_id}: {segment.tokens} {_tokens_of(segment.kind)}"
-        yield f"{segment.kind} shade{line % 3}", segment.tokens, f"<title>{escape(title)}</title>"
+        yield f"{segment.colour} shade{line % 3}", segment.tokens, f"<title>{escape(title)}</title>"
 
 
 def _by_kind(found: Bars, place: int) -> Iterator[tuple[str, float, str]]:
@@ -175,9 +194,13 @@ def _tokens_of(kind: str) -> str:
     return {"prefill": "prompt tokens (prefill)", "decode": "decode"}.get(kind, f"drafts {kind}")
 
 
+def _said(found: Bars, colour: str) -> str:
+    return _tokens_of(colour) if colour in KINDS else f"tokens of {found.meaning[colour]}"
+
+
 def _bar_title(found: Bars, place: int) -> str:
     first, last = found.first[place], found.last[place]
-    kinds = ", ".join(f"{v[place]:.4g} {_tokens_of(k)}" for k, v in found.tokens.items() if v[place])
+    kinds = ", ".join(f"{v[place]:.4g} {_said(found, k)}" for k, v in found.tokens.items() if v[place])
     if last > first:
         return f"steps {first} to {last}, mean: {kinds}; largest {found.peak[place]:.0f}. Click to zoom in."
     got: Counter[str] = Counter()
@@ -225,7 +248,9 @@ def _selection(found: Bars, step: int, x: Scale, y: Scale) -> str:
 
 def _legend(found: Bars) -> str:
     kinds = [
-        (kind, MEANING[kind]) for kind in KINDS if kind in ("prefill", "decode") or found.tokens[kind].any()
+        (kind, said)
+        for kind, said in found.meaning.items()
+        if kind in ("prefill", "decode") or found.tokens[kind].any()
     ]
     if found.preempted.any():
         kinds.append(("preempted", "a step that preempted"))
