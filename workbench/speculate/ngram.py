@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.engine.drafting import Proposals
-from workbench.engine.plan import Ints, within
+from workbench.engine.plan import Bools, Ints
 from workbench.engine.running import Longs
 from workbench.speculate.drafter import Ask
 
-_FACTOR = 0x2545_F491_4F6C_DD1D  # of the runs' hash, a polynomial of their tokens: any odd number
+_FACTOR = 0x2545_F491_4F6C_DD1D  # of the runs' hash, a sum of its powers by their tokens: any odd number
 
 ROOM = 4  # slots a token, at least: of the runs entered, about one in ten is lost to another
 
@@ -32,8 +32,14 @@ class NgramDrafter:
 
     def __init__(self, max_rows: int, max_length: int, shortest: int, longest: int) -> None:
         """`shortest`, `longest`: tokens of the runs that are looked up."""
+        longest = min(longest, max_length)
+        shortest = min(shortest, longest)
         self._sizes = np.arange(shortest, longest + 1)[:, None]  # [sizes, 1]
         self._back = np.arange(longest)[:, None]  # [longest, 1]; tokens back from a run's end
+        powers = [_FACTOR]
+        while len(powers) < longest:
+            powers.append(powers[-1] * _FACTOR % (1 << 64))
+        self._factors = np.array(powers, np.uint64).astype(np.int64)[:, None]  # [longest, 1]
         self._slots = _power(ROOM * max_length)
         self._masks: Longs = np.zeros(max_rows, np.int64)  # slots in use, less 1
         self._entered: Longs = np.zeros(max_rows, np.int64)  # ends of runs up to there are in the tables
@@ -51,39 +57,67 @@ class NgramDrafter:
 
     def propose(self, ask: Ask) -> Proposals:
         rows, lengths, most, tokens = ask
-        flat, width = tokens.reshape(-1), tokens.shape[1]
+        flat, first = tokens.reshape(-1), rows * tokens.shape[1]
         for place in (ROOM * lengths > self._masks[rows] + 1).nonzero()[0].tolist():
             self.enter(rows[place], tokens[rows[place], : lengths[place]])
-        # [entered, length - 1]  ends that are new; what follows the last token of all is not known yet
-        new = (lengths - 1 - self._entered[rows]).clip(0)
-        ends = np.concatenate([self._entered[rows].repeat(new) + 1 + within(new.astype(np.int32)), lengths])
-        owners = np.concatenate([rows.repeat(new), rows])
+        entered = self._entered[rows]
+        new = np.maximum(lengths - 1 - entered, 0)
         self._entered[rows] = lengths - 1
-        runs = flat[(ends - 1 - self._back).clip(0) + owners * width]  # [longest, ends], the last token first
-        slots = self._slots_of(runs, owners)
+        # [entered, length - 1]  ends that are new; what follows the last token of all is not known yet
+        total = new.cumsum()
+        count = int(total[-1])
+        owners = np.arange(len(rows)).repeat(new)
+        begins = entered + 1 - total + new
+        ends = np.concatenate([begins[owners] + np.arange(count), lengths])
+        owners = np.concatenate([owners, np.arange(len(rows))])
+        # [longest, ends], the last token first. Ahead of a request's first token lies somebody else's: no run
+        # that would reach there counts.
+        runs = flat.take(first[owners] + ends - 1 - self._back)
+        slots = self._slots_of(runs, rows[owners])
         fits = ends >= self._sizes
-        count = len(ends) - len(rows)
-        entering = fits[:, :count]
-        self._ends[slots[:, :count][entering]] = np.broadcast_to(ends[:count], entering.shape)[entering]
-        found = self._ends[slots[:, count:]].astype(np.int64)  # [sizes, r]
-        same = flat[(found - 1 - self._back[:, :, None]).clip(0) + rows * width] == runs[:, None, count:]
-        alike = np.minimum.accumulate(same, 0).sum(0)  # tokens in common, of `longest`
-        right = fits[:, count:] & (found > 0) & (found < lengths) & (alike >= self._sizes)
-        any_right = right.any(0)
+        self._enter(slots[:, :count], ends[:count], fits[:, :count])
+        found = self._ends.take(slots[:, count:])  # [sizes, r]
+        right = self._right(found, first, lengths, flat, runs[:, count:]) & fits[:, count:]
         size = len(self._sizes) - 1 - right[::-1].argmax(0)
-        begins = found[size, np.arange(len(rows))]
-        counts = np.where(any_right, most, 0)
-        # A run that overlaps what follows it repeats: beyond the last token it goes on as it went before.
-        period = np.maximum(lengths - begins, 1).repeat(counts)
-        places = (rows * width + begins).repeat(counts) + within(counts.astype(np.int32)) % period
-        return Proposals(counts, flat[places])
+        places = np.arange(len(rows))
+        counts = np.where(right[size, places], most, 0)
+        return Proposals(counts, self._following(found[size, places], first, lengths, counts, flat))
+
+    def _enter(self, slots: Longs, ends: Longs, fits: Bools) -> None:
+        """Of runs [sizes, n] that end at `ends` [n], those that are whole."""
+        if fits.all():
+            self._ends[slots] = ends
+        else:
+            self._ends[slots[fits]] = np.broadcast_to(ends, fits.shape)[fits]
+
+    def _right(self, found: Ints, first: Longs, lengths: Longs, flat: Ints, runs: Ints) -> Bools:
+        """[sizes, r]; whether what ends at `found` [sizes, r] is the run [longest, r] that ends each row."""
+        right: Bools = (found > 0) & (found < lengths)
+        last, shortest = found + (first - 1), int(self._sizes[0, 0])
+        for back, token_ids in enumerate(runs):
+            larger = max(back + 1 - shortest, 0)  # sizes from there on have a token so far back
+            right[larger:] &= flat.take(last[larger:] - back) == token_ids
+        return right
+
+    def _following(self, ends: Ints, first: Longs, lengths: Longs, counts: Longs, flat: Ints) -> Ints:
+        """[counts.sum()]; what follows `ends` in each row.
+
+        A run that overlaps what follows it repeats: beyond the last token it goes on as it went before.
+        """
+        offsets = np.arange(counts.max(initial=0))
+        kept = offsets < counts[:, None]
+        period = np.maximum(lengths - ends, 1)
+        if len(offsets) > period.min(initial=len(offsets)):
+            offsets = offsets % period[:, None]
+        return flat.take(((first + ends)[:, None] + offsets)[kept])
 
     def _slots_of(self, runs: Ints, owners: Longs) -> Longs:
         """[sizes, ends]; where the table of each row and size has the run that ends there."""
-        hashed, by_size, masks = np.zeros(runs.shape[1], np.int64), [], self._masks[owners]
-        for back, token_ids in enumerate(runs):
-            hashed = (hashed + token_ids + 1) * _FACTOR
-            if back + 1 >= self._sizes[0, 0]:
-                by_size.append(hashed >> 40 & masks)
-        found: Longs = (self._tables + owners) * self._slots + np.array(by_size)
+        hashed = (runs + 1) * self._factors
+        for longer in range(1, len(hashed)):  # a row after the other: far quicker than cumsum along that axis
+            hashed[longer] += hashed[longer - 1]
+        hashed = hashed[self._sizes[0, 0] - 1 :] >> 40
+        hashed &= self._masks[owners]
+        hashed += (self._tables + owners) * self._slots
+        found: Longs = hashed
         return found
