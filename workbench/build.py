@@ -34,6 +34,7 @@ from workbench.models.spec import ModelSpec, read_spec
 from workbench.runtime.adapter_weights import load_weights
 from workbench.runtime.assembly import make_runner, scratch_bytes, verifies
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
+from workbench.runtime.draft_loading import load_draft
 from workbench.runtime.kv_formats import Stored, described, pick_storage
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.memory import MemoryBudget, gib, measure
@@ -85,6 +86,8 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
             folder, spec, device, dtype, settings.load_format, settings.seed, max_positions=max_positions
         )
 
+    draft = load_draft(settings, folder, spec, device, dtype)
+    drafted = 0 if draft is None else draft.block_bytes(settings.block_size)
     model = budget = None
     if device.type == "cuda" and settings.num_gpu_blocks_override is None:
         # What is left for the cache shows when the weights are there and a step has run.
@@ -92,7 +95,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         model = load(length)
         if settings.kv_cache_memory_bytes is None:
             budget = _measure(model, settings, place, length)
-    config, groups = _plan_memory(settings, name, spec, device, place, dtype, stored, budget)
+    config, groups = _plan_memory(settings, name, spec, device, place, dtype, stored, budget, drafted)
     if model is None:
         model = load(config.max_model_len)
     elif len(model.rotary.cos_sin) != config.max_model_len:  # some scalings depend on the length served
@@ -109,7 +112,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
         store = KVStore(spec, groups, *size, stored.formats, device, stored.scales)
         runner = make_runner(
             model, groups, store, config, settings.logprobs_mode, clock, settings.enforce_eager,
-            grammars.compile, processors, adapters,
+            grammars.compile, processors, adapters, None if draft is None else draft.drafter(config),
         )  # fmt: skip
     except (RuntimeError, MemoryError) as error:
         if not _lacks_memory(error):
@@ -235,14 +238,14 @@ def _plan_memory(
     dtype: torch.dtype,
     stored: Stored,
     budget: MemoryBudget | None,
+    drafted: int,
 ) -> tuple[EngineConfig, tuple[KVGroup, ...]]:
     groups = kv_groups(spec)
     seqs, tokens = step_limits(s, place)
     length = model_length(s, spec)
-    block_bytes = bytes_per_block(spec, groups, s.block_size, stored.formats)
-    wanted = seqs * -(-length // s.block_size) * len(groups)
-    num_blocks = num_kv_blocks(s, block_bytes, wanted, budget.kv_cache if budget else None)
+    block_bytes = bytes_per_block(spec, groups, s.block_size, stored.formats) + drafted
     needed = -(-length // s.block_size) * len(groups)
+    num_blocks = num_kv_blocks(s, block_bytes, seqs * needed, budget.kv_cache if budget else None)
     remedy = f"raise kv_cache_memory_bytes to {needed * block_bytes}"
     if s.num_gpu_blocks_override is not None:
         remedy = f"raise num_gpu_blocks_override to {needed}"

@@ -236,6 +236,9 @@ class FakeSpeculation:
             return None
         return Proposals(np.array([*map(len, found)]), np.array([*chain(*found)], np.int32))
 
+    def asks(self, running: Running) -> np.ndarray | None:
+        return None
+
     def _drafts(self, running: Running, place: int, most: int) -> list[int]:
         request, known = running.requests[place], running.tokens_at(place).tolist()
         count = min(most, (self.turn + place) % (self.most + 1))

@@ -307,3 +307,23 @@ def test_drafts_change_no_token_and_no_logprob(
     drafts = trace.step_requests.groupby("request_id").draft.sum()
     assert (drafts > 0).tolist() == [True, True, False]
     assert trace.steps.accepted.sum() > 0
+
+
+def test_a_model_that_drafts_behind_graphs_is_right(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runner that computes by kernels asks the same drafter, with what has come to the host."""
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    own = {"method": "draft_model", "model": str(folders["llama"])}
+    config = own | {"num_speculative_tokens": 2, "adaptive": False}
+    monkeypatch.setattr(graphs, "ladder", lambda most: [most])
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "has_kernels", lambda device: False)
+        with open_llm(folders["llama"]) as llm:
+            expected = llm.generate(prompts(2), params, use_tqdm=False)
+    settings = {"max_num_seqs": 2, "async_scheduling": True}
+    with open_llm(folders["llama"], speculative_config=config, **settings) as llm:
+        found = llm.generate(prompts(2), params, use_tqdm=False)
+        counts = llm._engine.scheduler.counts
+    assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
+    assert counts.accepted_tokens == counts.draft_tokens > 3

@@ -21,7 +21,7 @@ from workbench.sim.replay import replay
 from workbench.trace import Trace
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "adaptive": False}
-METHODS = {"ngram": NGRAM, "suffix": NGRAM | {"method": "suffix"}}
+METHODS = ("ngram", "suffix", "draft_model")
 COUNT = 14
 PATTERN = "[ab]zqzq[ab]{2}qqq(zz)?(ab)*"
 OPTIONS: list[dict[str, Any]] = [
@@ -62,6 +62,12 @@ class Unlikely(Identity):
             for ago, token_id in enumerate(reversed(output)):
                 logits[row, token_id] -= 0.5 * (1 + ago)
         return logits
+
+
+def drafting(method: str, models: Models) -> dict[str, Any]:
+    """Its `speculative_config`; the model drafts for itself."""
+    own = {"model": str(models.folder())} if method == "draft_model" else {}
+    return NGRAM | {"method": method} | own
 
 
 def asked() -> tuple[list[list[int]], list[SamplingParams]]:
@@ -114,9 +120,10 @@ def rule(trace: Trace) -> list[int]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", [*DRAFTERS, *METHODS])
 def test_the_output_is_that_of_no_speculation(
-    open_llm: Open, plain: list[RequestOutput], kind: str, way: str
+    models: Models, open_llm: Open, plain: list[RequestOutput], kind: str, way: str
 ) -> None:
-    llm = open_llm(**WAYS[way], speculative_config=METHODS.get(kind, NGRAM))
+    method = kind if kind in METHODS else "ngram"
+    llm = open_llm(**WAYS[way], speculative_config=drafting(method, models))
     if kind not in METHODS:
         drafter = draft_by(llm, TestDrafter(kind, sequences(plain)))
     with llm.trace.record() as trace:
@@ -124,7 +131,8 @@ def test_the_output_is_that_of_no_speculation(
     assert said(outputs) == said(plain)
     assert np.allclose(numbers(outputs), numbers(plain), atol=1e-4)
     assert trace.steps.draft.sum() > 30, "hardly anything was drafted"
-    assert (trace.steps.accepted.sum() > 30) == (kind in ("accurate", "adversarial"))
+    right = kind in ("accurate", "adversarial", "draft_model")
+    assert (trace.steps.accepted.sum() > (15 if kind == "draft_model" else 30)) == right
     assert trace.requests.computed_tokens.tolist() == rule(trace)
     if way == "tight":
         assert trace.requests.preemptions.sum() > 0
@@ -251,13 +259,15 @@ def test_tokens_are_distributed_as_the_model_has_it(models: Models, open_llm: Op
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "no dict": ("ngram", TypeError, "speculative_config is 'ngram': use a dict"),
-    "no method": ({}, ValueError, "the method is None: use one of 'ngram', 'suffix'"),
+    "no method": ({}, ValueError, "the method is None: use one of 'ngram', 'suffix', 'draft_model'"),
     "another method": (
-        {"method": "medusa"}, ValueError, "the method is 'medusa': use one of 'ngram', 'suffix'"
+        {"method": "medusa"}, ValueError, "'medusa': use one of 'ngram', 'suffix', 'draft_model'"
     ),
     "another's name": (
         {"method": "suffix", "prompt_lookup_max": 3}, TypeError, "'suffix' has no 'prompt_lookup_max'"
     ),
+    "no model": ({"method": "draft_model"}, ValueError, "the model of method 'draft_model' is None: use a"),
+    "a model": ({"model": "zoo/wren-1m"}, TypeError, "of method 'ngram' has no 'model'"),
     "no tokens": ({"num_speculative_tokens": 0}, ValueError, "num_speculative_tokens is 0: use 1 or more"),
     "fewer": ({"num_speculative_tokens": -2}, ValueError, "num_speculative_tokens is -2: use 1 or more"),
     "a typo": ({"prompt_lookup_mx": 3}, TypeError, "no 'prompt_lookup_mx': did you mean 'prompt_lookup_max'"),

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from workbench.cache.manager import CacheManager
-from workbench.engine.plan import Ints, StepPlan, within
+from workbench.engine.plan import Asks, Ints, StepPlan, within
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 from workbench.engine.running import Longs, Running
@@ -44,6 +44,36 @@ def affordable(
     return proposals if proposals.counts.any() and fresh <= cache.pool.num_free else None
 
 
+def proposed(speculation: Speculation, running: Running) -> Proposals | None:
+    """Drafts of those who want nothing but the token they sampled last, up to the end they may reach."""
+    if not running.count:
+        return None
+    alone = running.length - running.computed == 1
+    return speculation.propose(running, np.where(alone, running.end - running.length - 1, 0))
+
+
+def asked(
+    speculation: Speculation, running: Running, places: Longs | None, part: Longs | None
+) -> Asks | None:
+    """What a plan that has been entered into the columns asks of a drafter in the runner.
+
+    Args:
+        places: of those who sample; None: all do.
+        part: of those who are in the plan; None: all are.
+    """
+    wanted = speculation.asks(running)
+    if wanted is None:
+        return None
+    wanted = np.clip(running.end - running.length - 1, 0, wanted)
+    if places is not None:
+        wanted = np.where(np.isin(np.arange(len(wanted)), places), wanted, 0)
+    asking = wanted.nonzero()[0]
+    lines = asking if part is None else np.searchsorted(part, asking)
+    if not len(asking):
+        return None
+    return Asks(lines.astype(np.int32), wanted[asking].astype(np.int32))
+
+
 class Speculation(Protocol):
     """Who drafts for an engine, how much, and what became of it."""
 
@@ -67,6 +97,13 @@ class Speculation(Protocol):
         """Drafts behind each request's last token, at most `most` [n]; None: nobody has any.
 
         All tokens are known: no step is in flight.
+        """
+        ...
+
+    def asks(self, running: Running) -> Longs | None:
+        """[n]; drafts that the runner is to find behind what a step samples; None: none.
+
+        They come with the step's result, and are what `propose` says next.
         """
         ...
 

@@ -72,6 +72,13 @@ class Drafts(NamedTuple):
     token_ids: Ints  # [counts.sum()]; one line's after the other's
 
 
+class Asks(NamedTuple):
+    """Drafts that a drafter in the runner is to find for the step to come, behind what this one samples."""
+
+    lines: Ints  # [a]; places in the plan's rows, ascending; all of them sample
+    most: Ints  # [a]; drafts wanted of each, >= 1
+
+
 class Yields(NamedTuple):
     """What a step samples: a token for each of its lines that sample, then those behind drafts."""
 
@@ -110,6 +117,7 @@ class StepPlan(NamedTuple):
     scoring: Scoring | None = None  # None: no chunk tells of prompt tokens
     drafts: Drafts | None = None  # None: nothing is verified
     loads: tuple[Load, ...] = ()  # what is to lie in slots of adapters from the next plan on
+    asks: Asks | None = None  # None: no drafts are asked of the runner
 
     @property
     def num_tokens(self) -> int:

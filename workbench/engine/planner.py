@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench.cache.manager import Hit
 from workbench.engine.books import Books
-from workbench.engine.drafting import Proposals, Speculation, affordable
+from workbench.engine.drafting import Proposals, Speculation, affordable, asked, proposed
 from workbench.engine.events import PrefixLookedUp, RequestAdmitted
 from workbench.engine.flight import Flight
 from workbench.engine.outline import NO_GROWTH, Outline
@@ -59,11 +59,13 @@ class Planner:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
         books, running, speculation = self._books, self._books.running, self._speculation
         if speculation is not None and books.flights:
-            verifying = books.flights[-1].plan.drafts is not None  # how far it gets is not known
-            if verifying or speculation.waits(running):
+            last = books.flights[-1].plan  # how far it gets is not known, or who drafts what behind it
+            if last.drafts is not None or last.asks is not None or speculation.waits(running):
                 return None
-        proposals = None if speculation is None or books.flights else self._propose(speculation)
-        alone = proposals is None and not (books.waiting.num_ready or self._untold)
+        drafting = None if books.flights else speculation
+        proposals = None if drafting is None else proposed(drafting, running)
+        asking = drafting is not None and drafting.asks(running) is not None
+        alone = proposals is None and not (asking or books.waiting.num_ready or self._untold)
         if self._steady and self._room and alone and 0 < running.count <= books.limits.budget:
             return self._repeat()
         outline = Outline(books.limits.budget, [[] for _ in books.cache.groups], names=self._untold)
@@ -72,14 +74,6 @@ class Planner:
         except BaseException:  # nobody will write these blocks
             books.cache.withdraw(outline.registered)
             raise
-
-    def _propose(self, speculation: Speculation) -> Proposals | None:
-        """Drafts of those who want nothing but the token they sampled last, up to the end they may reach."""
-        running = self._books.running
-        if not running.count:
-            return None
-        alone = running.length - running.computed == 1
-        return speculation.propose(running, np.where(alone, running.end - running.length - 1, 0))
 
     def _draw_up(self, outline: Outline, proposals: Proposals | None) -> Outline | None:
         """The plan that `outline` becomes."""
@@ -364,12 +358,15 @@ class Planner:
                     lines = np.searchsorted(part, scoring.lines).astype(np.int32)
                     scoring = scoring._replace(lines=lines)
                 rows, starts, granted, samples = rows[part], starts[part], granted[part], yields[part]
+        asks, drafting = None, None if self._books.flights else self._speculation
+        if drafting is not None:
+            asks = asked(drafting, running, places, part)
         removed = self._books.take_removed()
         index = self._books.next_index()
         plan = StepPlan(
             index, outline.budget, rows, starts, granted, samples, removed, additions, outline.growth,
             self._books.emit.logprobs, scoring, outline.drafts(part),
-            self._books.adapters.take_loads(),
+            self._books.adapters.take_loads(), asks,
         )  # fmt: skip
         return plan, places
 

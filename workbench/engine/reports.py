@@ -48,8 +48,9 @@ def _planned_ids(books: Books, flight: Flight) -> tuple[str, ...]:
 
 def light(result: StepResult) -> StepResult:
     """What observers keep of a result."""
-    if result.scores or result.forced:
-        result = result._replace(scores=(), forced=())  # what was taken of the latter is told apart
+    if result.scores or result.forced or result.proposed:
+        # What was taken of the forced is told apart, and what was proposed by the plan that verifies it.
+        result = result._replace(scores=(), forced=(), proposed=None)
     if result.logprobs is None or result.logprobs.whole is None:
         return result
     return result._replace(logprobs=result.logprobs.without_whole)
@@ -91,6 +92,7 @@ def step_committed(
 
 def _arrays_of_plan(plan: StepPlan) -> Iterator[npt.NDArray[Any]]:
     yield from (plan.rows, plan.starts, plan.counts, plan.samples, plan.removed, *(plan.drafts or ()))
+    yield from plan.asks or ()
     for added in plan.added:
         yield from (added.token_ids, *added.blocks)
     for grown in plan.grown:

@@ -93,6 +93,15 @@ class Forced(NamedTuple):
     token_ids: Ints  # [f]
 
 
+class Proposed(NamedTuple):
+    """Drafts that were found in the runner, for the step to come."""
+
+    rows: Ints  # [p]; batch rows
+    lengths: Ints  # [p]; tokens each of them has by then: its first draft comes behind these
+    counts: Ints  # [p]; drafts of each
+    token_ids: Ints  # [counts.sum()]; one row's after the other's
+
+
 class StepResult(NamedTuple):
     """The tokens of one step and the times at which it was launched and collected.
 
@@ -112,6 +121,7 @@ class StepResult(NamedTuple):
     masked: Floats | None = None  # [m + e]; share of the vocabulary a grammar ruled out, NaN where none does
     forced: tuple[Forced, ...] = ()  # of rows that no step in flight computes
     accepted: Ints | None = None  # [s]; leading drafts of each of the plan's drafts' lines that stand
+    proposed: Proposed | None = None  # None: none were asked for, or found
 
 
 def accepted_by(plan: StepPlan, token_ids: Ints, lost: Ints | None = None) -> Ints | None:

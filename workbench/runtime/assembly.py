@@ -20,6 +20,7 @@ from workbench.runtime.constraints import Compile, Constraints
 from workbench.runtime.kv_store import KVStore, kv_groups
 from workbench.runtime.processing import Processors
 from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
+from workbench.runtime.step_drafter import StepDrafter
 
 if TYPE_CHECKING:
     from workbench.runtime.kernel_adapters import KernelAdapters
@@ -40,8 +41,9 @@ def make_runner(
     compile_grammar: Compile,
     processors: Sequence[Any] = (),
     adapters: Adapters | None = None,
+    drafter: StepDrafter | None = None,
 ) -> Runner:
-    """What computes plans on the model's device. `eager`: no graphs. `processors`: of the logits."""
+    """What computes plans on the model's device. `eager`: no graphs; `drafter`: one in the step."""
     constraints = Constraints(
         compile_grammar, model.spec.vocab_size, _least_forced(model, config, processors)
     )
@@ -55,7 +57,7 @@ def make_runner(
 
         plain = Batch(rows, config.max_model_len, layouts, model.device)
         slots = None if adapters is None else TorchAdapters(model, adapters.weights, rows)
-        return TorchRunner(model, groups, store, plain, sampler, constraints, clock, slots)
+        return TorchRunner(model, groups, store, plain, sampler, constraints, clock, slots, drafter)
     from workbench.runtime import graphs as captured
     from workbench.runtime.device_batch import SHARING_ROWS, DeviceBatch
     from workbench.runtime.kernel_adapters import ANYTHING, ATTENTION
@@ -73,11 +75,10 @@ def make_runner(
     slots_of_gpu = None if adapters is None else _slots_on_gpu(model, adapters, config, most_tokens)
     changes = () if adapters is None else (ATTENTION, ANYTHING)
     step = KernelStep(model, groups, store, batch, staging.memory, most_tokens, most_lines, slots_of_gpu)
-    record = captured.recorder_for(model.device, eager)
+    record, most = captured.recorder_for(model.device, eager), min(rows, tokens)
     shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
     sharing_rows = SHARING_ROWS if shares else None
-    most, length = min(rows, tokens), config.max_model_len
-    graphs = captured.DecodeGraphs(step, most, length, record, sharing_rows, drafts, changes)
+    graphs = captured.DecodeGraphs(step, most, config.max_model_len, record, sharing_rows, drafts, changes)
     with torch.inference_mode():
         graphs.capture()
     drawn_by = sampler if processors else None
@@ -87,6 +88,7 @@ def make_runner(
             runner.warm(
                 warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups), adapted)
             )
+    runner.draft_by(drafter)
     return runner
 
 

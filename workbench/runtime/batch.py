@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.pool import NULL_BLOCK
-from workbench.engine.plan import Addition, StepPlan
+from workbench.engine.plan import Addition, Growth, StepPlan
 from workbench.engine.result import Forced
 from workbench.kernels.attention.reference import (
     GEMV_QUERIES,
@@ -90,13 +90,22 @@ class Batch:
             for table, blocks in zip(self._tables, added.blocks, strict=True):
                 table[added.row, : len(blocks)] = blocks
                 table[added.row, len(blocks) :] = NULL_BLOCK
-        for table, grown in zip(self._tables, plan.grown, strict=True):
-            table[grown.rows, grown.places] = grown.blocks
+        self.grow(plan.grown)
         if plan.drafts is not None:
             rows, positions, _ = plan.yields
             behind = len(rows) - plan.num_drafts
             token_ids = torch.tensor(plan.drafts.token_ids, device=self.device)
             self.append(rows[behind:].astype(np.int64), positions[behind:].astype(np.int64) - 1, token_ids)
+
+    def grow(self, grown: Sequence[Growth]) -> None:
+        """Blocks appended to block tables, for each KV group."""
+        for table, growth in zip(self._tables, grown, strict=True):
+            table[growth.rows, growth.places] = growth.blocks
+
+    def blocks_at(self, rows: Longs, places: Longs) -> Longs:
+        """Of the first KV group's block tables; the two are broadcast."""
+        found: Longs = self._tables[0][rows, places]
+        return found
 
     def append(self, rows: Longs, lengths: Longs, token_ids: Tensor) -> None:
         """Write sampled tokens [m] where the next step reads them."""

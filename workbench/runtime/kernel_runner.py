@@ -27,6 +27,7 @@ from workbench.runtime.logprobs import Columns, Wanted, to_columns, wanted_by
 from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
 from workbench.runtime.scoring import PromptColumns, Scored, scored_by, to_scores
 from workbench.runtime.step_arrays import IN_ORDER, Order, Staging, fits, longest_last
+from workbench.runtime.step_drafter import StepDrafter, drafted_behind
 
 IN_FLIGHT = 4  # steps whose memory on the host is kept apart
 
@@ -104,6 +105,7 @@ class KernelRunner:
         adapters: KernelAdapters | None = None,
     ) -> None:
         """`sampler`: draws in place of the kernels, with logits processors; None: there are none."""
+        self.drafter: StepDrafter | None = None  # drafts in the step
         self._adapters = adapters
         self._sampler = sampler
         self._step = step
@@ -284,10 +286,21 @@ class KernelRunner:
         device_s = ticket.done.since(ticket.begun)
         plan = ticket.plan
         refused, masked, forced, accepted = outcome(plan, told.constrained, token_ids, told.lost)
-        return StepResult(
+        result = StepResult(
             plan.index, plan.rows[plan.samples], token_ids, columns, ticket.launch_s, self._clock(), device_s,
             scores, (*told.failed, *refused), masked, forced, accepted,
         )  # fmt: skip
+        if self.drafter is None:
+            return result
+        return drafted_behind(self.drafter, plan, result, None, self._clock)
+
+    def draft_by(self, drafter: StepDrafter | None) -> None:
+        """Drafts are found in the step from now on; None: they are not."""
+        if drafter is not None and drafter.wants_hidden:
+            raise ValueError(
+                f"{type(drafter).__name__} wants hidden states, which graphs do not show: use device='cpu'"
+            )
+        self.drafter = drafter
 
     def warm(self, plans: Iterable[StepPlan]) -> None:
         """Run steps of no request, one after the other, and forget them."""
@@ -305,4 +318,6 @@ class KernelRunner:
         self._constraints.clear()
         if self._adapters is not None:
             self._adapters.clear()
+        if self.drafter is not None:
+            self.drafter.reset()
         self._last = None

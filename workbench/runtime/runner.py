@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.cache.manager import KVGroup
 from workbench.engine.clock import Clock
-from workbench.engine.plan import Ints, StepPlan
+from workbench.engine.plan import Ints, StepPlan, within
 from workbench.engine.result import Scores, StepResult
 from workbench.kernels.logprobs.reference import logprobs as logprobs_of
 from workbench.models.adapted import AdaptedOperations
@@ -24,6 +24,7 @@ from workbench.runtime.kv_store import KVStore
 from workbench.runtime.logprobs import to_columns
 from workbench.runtime.sampler import Sampled, Sampler
 from workbench.runtime.scoring import Scored, score, scored_by, to_scores
+from workbench.runtime.step_drafter import StepDrafter, drafted_behind
 from workbench.runtime.torch_adapters import TorchAdapters
 
 
@@ -36,6 +37,7 @@ class Ticket(NamedTuple):
     launch_s: float
     device_s: float
     constrained: Constrained | None
+    hidden: Tensor | None  # [T, hidden] in the plan's order; None: no drafter asked for them
 
 
 class TorchRunner:
@@ -51,8 +53,10 @@ class TorchRunner:
         constraints: Constraints,
         clock: Clock,
         adapters: TorchAdapters | None = None,
+        drafter: StepDrafter | None = None,
     ) -> None:
-        """`adapters`: None in an engine without any."""
+        """`adapters`: None in an engine without any. `drafter`: drafts in the step; None: nobody does."""
+        self.drafter = drafter
         self._adapters = adapters
         self._model = model
         self._groups = groups
@@ -90,9 +94,16 @@ class TorchRunner:
         )
         if scored is not None:
             wanted = torch.cat((wanted, torch.from_numpy(scored.places).to(wanted.device)))
+        shown = self.drafter is not None and self.drafter.wants_hidden
         hidden = self._model.forward(
-            inputs.token_ids, inputs.positions, attention, wanted=wanted, operations=adapted
+            inputs.token_ids,
+            inputs.positions,
+            attention,
+            wanted=None if shown else wanted,
+            operations=adapted,
         )
+        in_order = _in_order(hidden, plan, inputs.begins) if shown else None
+        hidden = hidden[wanted] if shown else hidden
         adapted = None if adapted is None else adapted.of(wanted)
         self._store.scales_due = False
         self._take_last()
@@ -104,7 +115,7 @@ class TorchRunner:
         behind = adapted and adapted.part(count, len(hidden))
         scores = () if scored is None else self._score(hidden[count:], scored, behind)
         ended = self._clock()
-        self._last = Ticket(plan, sampled, scores, began, ended - began, constrained)
+        self._last = Ticket(plan, sampled, scores, began, ended - began, constrained, in_order)
         return self._last
 
     def _take_last(self) -> None:
@@ -152,10 +163,13 @@ class TorchRunner:
         plan, sampled = ticket.plan, ticket.sampled
         refused, masked, forced, accepted = outcome(plan, ticket.constrained, token_ids, sampled.lost)
         now = self._clock()
-        return StepResult(
+        result = StepResult(
             plan.index, plan.rows[plan.samples], token_ids, logprobs, ticket.launch_s, now, ticket.device_s,
             ticket.scores, (*sampled.failed, *refused), masked, forced, accepted,
         )  # fmt: skip
+        if self.drafter is None:
+            return result
+        return drafted_behind(self.drafter, plan, result, ticket.hidden, self._clock)
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
@@ -163,7 +177,15 @@ class TorchRunner:
         self._constraints.clear()
         if self._adapters is not None:
             self._adapters.clear()
+        if self.drafter is not None:
+            self.drafter.reset()
         self._last = None
+
+
+def _in_order(hidden: Tensor, plan: StepPlan, begins: np.ndarray) -> Tensor:
+    """Hidden states [T, hidden] of the layout in the order of the plan."""
+    places = begins.repeat(plan.counts) + within(plan.counts)
+    return hidden[torch.from_numpy(places).to(hidden.device)]
 
 
 def _on_host(token_ids: Tensor) -> Ints:

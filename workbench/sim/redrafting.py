@@ -62,5 +62,9 @@ class Redrafting:
             return None
         return Proposals(counts, np.array([token_id for drafts in found for token_id in drafts], np.int32))
 
+    def asks(self, running: Running) -> Longs | None:
+        """What the runner found then is proposed from the recording."""
+        return None
+
     def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:
         """What was drafted next has been recorded."""

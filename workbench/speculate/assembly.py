@@ -10,6 +10,7 @@ from workbench.speculate.config import SpeculativeConfig
 from workbench.speculate.drafter import Drafter
 from workbench.speculate.ngram import NgramDrafter
 from workbench.speculate.pace import Pace
+from workbench.speculate.relay import Relay
 from workbench.speculate.speculator import Speculator
 from workbench.speculate.suffix import SuffixDrafter
 
@@ -27,4 +28,6 @@ def make_speculator(config: EngineConfig, verifies: Callable[[SamplingParams], b
 def _drafter(wanted: SpeculativeConfig, rows: int, length: int) -> Drafter:
     if wanted.method == "suffix":
         return SuffixDrafter(rows)
+    if wanted.method == "draft_model":
+        return Relay()
     return NgramDrafter(rows, length, wanted.prompt_lookup_min, wanted.prompt_lookup_max)

@@ -14,12 +14,14 @@ _COMMON = frozenset(("method", "num_speculative_tokens", "adaptive"))
 METHODS = {  # and the names each takes
     "ngram": _COMMON | {"prompt_lookup_max", "prompt_lookup_min"},
     "suffix": _COMMON,
+    "draft_model": _COMMON | {"model"},
 }
 _BY_ITSELF = "leave it out: a draft is as long as its match and its chances have it"
 _ELSEWHERE = {
     "draft_tensor_parallel_size": "the engine runs on one device: leave it out",
     "disable_by_batch_size": "leave it out: adaptive=True stops where drafts cost more than they give",
     "speculative_disable_by_batch_size": "leave it out: adaptive=True does that by what steps cost",
+    "draft_model": "use 'model', with method='draft_model'",
     "speculative_model": f"use one of the methods {', '.join(map(repr, METHODS))}",
     "suffix_decoding_max_tree_depth": "leave it out: matches may be of any length",
     "suffix_decoding_max_cached_requests": "leave it out: the latest outputs are kept, by their tokens",
@@ -44,6 +46,7 @@ class SpeculativeConfig:
     prompt_lookup_max: int = 4  # tokens of the longest run that is looked up
     prompt_lookup_min: int = 1  # and of the shortest
     adaptive: bool = True  # fewer, or none, where drafts cost more than they bring
+    model: str | None = None  # that drafts: a folder, a hub id, or `zoo/<name>`
 
     def room(self, rows: int) -> Room:
         """For so many requests."""
@@ -78,6 +81,11 @@ def _checked(values: dict[str, Any]) -> SpeculativeConfig:
     config = SpeculativeConfig(**values)
     if not isinstance(config.adaptive, bool):
         raise TypeError(f"speculative_config: adaptive is {config.adaptive!r}: use True or False")
+    if (config.method == "draft_model") != (isinstance(config.model, str) and bool(config.model)):
+        raise ValueError(
+            f"speculative_config: the model of method 'draft_model' is {config.model!r}: use a folder, a"
+            " hub id or 'zoo/<name>', with the vocabulary of the engine's model"
+        )
     if config.prompt_lookup_min > config.prompt_lookup_max:
         raise ValueError(
             f"speculative_config: prompt_lookup_min is {config.prompt_lookup_min}, more than"

@@ -16,6 +16,7 @@ from workbench.params import SamplingParams
 from workbench.speculate.config import Room
 from workbench.speculate.drafter import Ask, Drafter
 from workbench.speculate.pace import HOLDS, Pace
+from workbench.speculate.relay import Relay
 
 
 def _all(params: SamplingParams) -> bool:
@@ -34,6 +35,7 @@ class Speculator:
     ) -> None:
         """`pace`: says when fewer are better; None: never. `verifies`: whether such a request can draft."""
         self._drafter = drafter
+        self._relay = drafter if isinstance(drafter, Relay) else None  # where the runner drafts
         self._room = room
         self._verifies = verifies
         self._pace = pace
@@ -74,8 +76,7 @@ class Speculator:
         return self._wanted
 
     def propose(self, running: Running, most: Longs) -> Proposals | None:
-        most = np.minimum(self._lengths(running), most)
-        most = np.clip(self._room.all - (np.cumsum(most) - most), 0, most)
+        most = self._in_room(np.minimum(self._lengths(running), most))
         places = most.nonzero()[0]
         if not len(places):
             return None
@@ -87,7 +88,20 @@ class Speculator:
         counts[places] = asked.counts
         return Proposals(counts, asked.token_ids)
 
+    def _in_room(self, most: Longs) -> Longs:
+        """[n]; no more than a step may hold: of those that come first."""
+        fitting: Longs = np.clip(self._room.all - (np.cumsum(most) - most), 0, most)
+        return fitting
+
+    def asks(self, running: Running) -> Longs | None:
+        if self._relay is None:
+            return None
+        most = self._in_room(self._lengths(running))
+        return most if most.any() else None
+
     def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:
+        if self._relay is not None:
+            self._relay.hear(result.proposed)
         if self._pace is None:
             return
         self._holds = max(0, self._holds - 1)
@@ -97,9 +111,14 @@ class Speculator:
             self._pace.verified(rows, plan.drafts.counts.astype(np.int64), accepted.astype(np.int64))
 
     def _time(self, pace: Pace, plan: StepPlan, result: StepResult) -> None:
-        """From the end of one step of decodes to that of the next, with all that goes on between the two."""
+        """From the end of one step of decodes to that of the next, with all that goes on between the two.
+
+        A step that drafts and does not verify, or verifies and drafts no more, is like none that follow.
+        """
         lines, before = len(plan.rows), self._last
         decodes = plan.num_tokens == lines + plan.num_drafts and bool(plan.samples.all())
-        if decodes and before is not None and before.index + 1 == result.index and self._lines == lines:
+        usual = self._relay is None or (plan.asks is None) == (plan.drafts is None)
+        follows = before is not None and before.index + 1 == result.index and self._lines == lines
+        if decodes and usual and before is not None and follows:
             pace.took(plan.num_tokens, result.collect_s - before.collect_s)
         self._last, self._lines = result if decodes else None, lines
