@@ -24,6 +24,7 @@ from workbench.bench import (
     compare,
     conversations,
     drawn,
+    overhead,
     poisson,
     run,
     sweep,
@@ -247,3 +248,13 @@ def test_a_turn_repeats_all_that_was_said_before() -> None:
     assert (len(first), len(second), len(third)) == (9, 15, 21)
     assert second[:9] == first
     assert third[:15] == second
+
+
+def test_the_overhead_of_a_run_is_a_ratio_with_its_interval() -> None:
+    rows, summary = overhead.measure(MODEL, overhead.Load(3, 8, 4), 3)
+    assert [row["what"] for row in rows] == ["reported", "whole"]
+    assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in rows)
+    assert rows[1]["ratio"] < rows[0]["ratio"]  # tables take their time
+    assert summary["bare_s"] > 0
+    with pytest.raises(ValueError, match="0 rounds measure nothing"):
+        overhead.measure(MODEL, overhead.Load(3, 8, 4), 0)

@@ -6,15 +6,17 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from workbench import LLM, SamplingParams
 from workbench.soak import rounds, soak
-from workbench.soak.cases import INVALID, Case, draw_case
-from workbench.soak.expected import Answer, difference
+from workbench.soak.cases import ADAPTERS, CONSTRAINTS, INVALID, Case, draw_case
+from workbench.soak.expected import Answer, Loras, difference
 from workbench.soak.rounds import Report
+from workbench.soak.settings import draw_settings
 from workbench.soak.slope import Slope, slope, student
 
 MODEL = "zoo/wren-1m"
@@ -30,11 +32,11 @@ def test_engines_under_random_use_neither_crash_nor_lie_nor_lose_anything() -> N
 def test_a_wrong_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = rounds.expect
 
-    def wrong(model: str, cases: Sequence[Case], device: str) -> list[list[Answer]]:
+    def wrong(model: str, cases: Sequence[Case], device: str, lora: Loras) -> list[list[Answer]]:
         """As if the engines changed the first token of every answer."""
         return [
             [one._replace(token_ids=(one.token_ids[0] + 1, *one.token_ids[1:])) for one in answers]
-            for answers in real(model, cases, device)
+            for answers in real(model, cases, device, lora)
         ]
 
     monkeypatch.setattr(rounds, "expect", wrong)
@@ -77,6 +79,23 @@ def test_what_is_to_be_refused_is_refused_by_an_idle_engine(index: int, llm: LLM
     with pytest.raises((ValueError, TypeError)):
         llm.generate(prompt, params(), use_tqdm=False)
     assert rounds.left_behind(llm) == []
+
+
+def test_a_soak_sees_adapters_grammars_and_both_drafters() -> None:
+    rng = random.Random(0)
+    cases, settings = [draw_case(rng) for _ in range(40)], [draw_settings(rng) for _ in range(40)]
+    assert {case.adapter for case in cases} == set(range(ADAPTERS + 1))
+    assert {case.constraint for case in cases} == {None, *range(len(CONSTRAINTS))}
+    assert {"enable_lora" in one for one in settings} == {True, False}
+    methods = {one.get("speculative_config", {}).get("method") for one in settings}
+    assert methods == {None, "ngram", "suffix"}
+
+
+def test_adapters_of_a_soak_change_what_is_said(tmp_path: Path) -> None:
+    with LLM(MODEL, device="cpu", max_model_len=64, enable_lora=True) as llm:
+        lora = list(rounds.adapters(MODEL, tmp_path).values())
+        said = llm.generate(["Once upon a time"] * len(lora), lora_request=lora, use_tqdm=False)
+    assert len({tuple(output.outputs[0].token_ids) for output in said}) == len(lora)
 
 
 def test_a_case_is_the_same_for_the_same_seed() -> None:

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from workbench.bench.load import run
     from workbench.bench.result import BenchmarkResult
     from workbench.bench.sweeping import sweep
-    from workbench.bench.traffic import Traffic, at_once, bursts, conversations, drawn, poisson, replayed
+    from workbench.bench.traffic import (
+        Traffic,
+        at_once,
+        bursts,
+        conversations,
+        drawn,
+        poisson,
+        replayed,
+        shareable_tokens,
+    )
     from workbench.bench.workloads import Fixed, LogNormal, Uniform
 
 __all__ = [
@@ -34,6 +43,7 @@ __all__ = [
     "poisson",
     "replayed",
     "run",
+    "shareable_tokens",
     "sweep",
 ]
 
@@ -41,7 +51,16 @@ _HOMES = {
     **dict.fromkeys(("Comparison", "compare"), "workbench.bench.comparing"),
     **dict.fromkeys(("Fixed", "LogNormal", "Uniform"), "workbench.bench.workloads"),
     **dict.fromkeys(
-        ("Traffic", "at_once", "bursts", "conversations", "drawn", "poisson", "replayed"),
+        (
+            "Traffic",
+            "at_once",
+            "bursts",
+            "conversations",
+            "drawn",
+            "poisson",
+            "replayed",
+            "shareable_tokens",
+        ),
         "workbench.bench.traffic",
     ),
     "BenchmarkResult": "workbench.bench.result",

@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from workbench.bench import harness_commands  # which knows Result
+
     parser = argparse.ArgumentParser(prog="workbench bench", description="Measure the engine here.")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     _add(commands, "scheduler", "plan + commit with no model behind them", _scheduler, _scheduler_options)
@@ -63,9 +65,8 @@ def _parser() -> argparse.ArgumentParser:
         _widgets,
         _widgets_options,
     )
-    _add(
-        commands, "harness", "lm_eval through the engine, against its `hf` model", _harness, _harness_options
-    )
+    for name, help_, run, options in harness_commands.COMMANDS:
+        _add(commands, name, help_, run, options)
     _add(commands, "startup", "from process start to the first token", _startup, _startup_options)
     return parser
 
@@ -177,10 +178,11 @@ def _serving(arguments: argparse.Namespace) -> Result:
         return Result(title, rows, summary, serving.SHOWN_PROFILE)
     rows, summary = serving.measure(options)
     title = "Serving: the best round of each workload; vllm, reach: on one H200"
-    return Result(title, rows, _of_origin(rows[0]) | summary, serving.SHOWN)
+    return Result(title, rows, of_origin(rows[0]) | summary, serving.SHOWN)
 
 
-def _of_origin(row: Row) -> Row:
+def of_origin(row: Row) -> Row:
+    """Where and with what a row was measured."""
     return {name: row[name] for name in ("date", "device", "torch", "triton", "workbench", "commit")}
 
 
@@ -203,7 +205,7 @@ def _sampling(arguments: argparse.Namespace) -> Result:
         "Sampling: milliseconds of a step in which all requests decode (of the whole call for"
         " prompt_logprobs); first_s: what the first run took more"
     )
-    return Result(title, rows, _of_origin(rows[0]) | summary, sampling.SHOWN)
+    return Result(title, rows, of_origin(rows[0]) | summary, sampling.SHOWN)
 
 
 def _speculation_options(parser: argparse.ArgumentParser) -> None:
@@ -233,7 +235,7 @@ def _speculation(arguments: argparse.Namespace) -> Result:
     )
     rows, summary = speculation.measure(options)
     title = "Speculation: output tokens a second without and with drafts; same: part of the outputs"
-    return Result(title, rows, _of_origin(rows[0]) | summary, speculation.SHOWN)
+    return Result(title, rows, of_origin(rows[0]) | summary, speculation.SHOWN)
 
 
 def _lora_options(parser: argparse.ArgumentParser) -> None:
@@ -277,7 +279,7 @@ def _tracing(arguments: argparse.Namespace) -> Result:
     rows, summary = tracing.measure(arguments.model, load, arguments.rounds)
     summary |= tracing.measure_host(arguments.running, arguments.rounds)
     title = "Tracing: throughput by what observes; ratio: to the run beside it that nobody observes"
-    return Result(title, rows, _of_origin(rows[0]) | summary, tracing.SHOWN)
+    return Result(title, rows, of_origin(rows[0]) | summary, tracing.SHOWN)
 
 
 def _load_options(parser: argparse.ArgumentParser) -> None:
@@ -319,28 +321,7 @@ def _widgets(arguments: argparse.Namespace) -> Result:
     load = widgets.Load(arguments.requests, arguments.tokens, arguments.tokens, arguments.out, 0)
     rows, summary = widgets.measure(arguments.model, load, arguments.rounds)
     title = "Widgets: throughput in a notebook with all of them open; ratio: to the run beside it with none"
-    return Result(title, rows, _of_origin(rows[0]) | summary, widgets.SHOWN)
-
-
-def _harness_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=f"zoo/{DEFAULT}", help="a folder or zoo/<name>")
-    parser.add_argument("--questions", type=int, default=500, help="of four choices each")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 16, 64], metavar="N")
-    parser.add_argument("--tried", type=int, default=32, help="questions to find hf's best batch size on")
-    parser.add_argument("--rounds", type=int, default=1, help="of all questions, both models in turn")
-    parser.add_argument("--seed", type=int, default=0, help="of the questions")
-
-
-def _harness(arguments: argparse.Namespace) -> Result:
-    from workbench.bench import harness
-
-    options = harness.Options(
-        arguments.model, arguments.questions, arguments.batch_sizes, arguments.tried, arguments.rounds,
-        arguments.seed,
-    )  # fmt: skip
-    rows, summary = harness.measure(options)
-    title = "lm_eval, multiple choice on the CPU, float32; ratio: hf's seconds over these"
-    return Result(title, rows, _of_origin(rows[0]) | summary, harness.SHOWN)
+    return Result(title, rows, of_origin(rows[0]) | summary, widgets.SHOWN)
 
 
 def _startup_options(parser: argparse.ArgumentParser) -> None:

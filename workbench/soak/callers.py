@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from workbench.llm import LLM
 from workbench.outputs import RequestOutput
 from workbench.soak.cases import INVALID, Case
-from workbench.soak.expected import EARLY, Answer, answers_of, difference
+from workbench.soak.expected import EARLY, Answer, Loras, answers_of, difference
 
 SHOWN = 20  # failures kept word for word; the others are counted
 
@@ -42,16 +42,19 @@ class Caller:
     def __init__(
         self,
         llm: LLM,
-        cases: Sequence[Case],
-        expected: Sequence[Sequence[Answer]],
+        cases: Sequence[tuple[Case, Sequence[Answer]]],
+        lora: Loras,
         tally: Tally,
         rng: random.Random,
         faulty: bool,
     ) -> None:
-        """`faulty`: requests may end with "error" though there is nothing wrong with them."""
+        """`cases` with the answers that are due; `lora` has the adapters they name.
+
+        `faulty`: requests may end with "error" though there is nothing wrong with them.
+        """
         self._llm = llm
         self._cases = cases
-        self._expected = expected
+        self._lora = lora
         self._tally = tally
         self._rng = rng
         self._faulty = faulty
@@ -82,6 +85,7 @@ class Caller:
             [case.prompt for case, _ in drawn],
             [case.params() for case, _ in drawn],
             use_tqdm=False,
+            lora_request=[self._lora[case.adapter] for case, _ in drawn],
             priority=[self._rng.randrange(3) for _ in drawn],
         )
         for (case, due), output in zip(drawn, outputs, strict=True):
@@ -90,7 +94,7 @@ class Caller:
     def _stream(self) -> None:
         case, due = self._draw()
         told: dict[int, Answer] = {}
-        for output in self._llm.stream(case.prompt, case.params()):
+        for output in self._llm.stream(case.prompt, case.params(), lora_request=self._lora[case.adapter]):
             for one in output.outputs:
                 before = told.get(one.index, Answer((), "", None))
                 told[one.index] = Answer(
@@ -101,7 +105,7 @@ class Caller:
     def _abandon(self) -> None:
         """Leave a stream in the middle: its request is aborted."""
         case, _ = self._draw()
-        stream = self._llm.stream(case.prompt, case.params())
+        stream = self._llm.stream(case.prompt, case.params(), lora_request=self._lora[case.adapter])
         for _ in range(self._rng.randrange(4)):
             next(stream, None)
         stream.close()  # type: ignore[attr-defined]
@@ -139,7 +143,10 @@ class Caller:
         drawn = [self._draw() for _ in range(rng.randrange(1, 5))]
         open_: dict[str, tuple[Case, Sequence[Answer]]] = {}
         for case, due in drawn:
-            open_[llm.add_request(case.prompt, case.params(), priority=rng.randrange(3))] = (case, due)
+            name = llm.add_request(
+                case.prompt, case.params(), lora_request=self._lora[case.adapter], priority=rng.randrange(3)
+            )
+            open_[name] = (case, due)
         aborted: set[str] = set()
         latest: dict[str, RequestOutput] = {}
         while any(name not in latest or not latest[name].finished for name in open_):
@@ -153,8 +160,10 @@ class Caller:
     # --- what they have in common -----------------------------------------------------------------------
 
     def _draw(self) -> tuple[Case, Sequence[Answer]]:
-        index = self._rng.randrange(len(self._cases))
-        return self._cases[index], self._expected[index]
+        case, due = self._rng.choice(self._cases)
+        if case.adapter:
+            self._tally.count("with_adapters")
+        return case, due
 
     def _check(self, case: Case, found: Sequence[Answer], due: Sequence[Answer], early: bool = False) -> None:
         self._tally.count("requests")

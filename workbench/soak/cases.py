@@ -37,12 +37,16 @@ CONSTRAINTS: tuple[Callable[[], StructuredOutputsParams], ...] = (
 )
 
 
+ADAPTERS = 3  # more than an engine has room for
+
+
 class Case(NamedTuple):
     """A request with one right answer."""
 
     prompt: str
     options: dict[str, Any]  # of SamplingParams
     constraint: int | None  # of CONSTRAINTS
+    adapter: int  # the number of one, from 1 to ADAPTERS; 0: the base model
 
     @property
     def sampled(self) -> bool:
@@ -62,12 +66,13 @@ def draw_case(rng: random.Random) -> Case:
     if rng.random() < 0.6:
         options |= {"temperature": rng.choice([0.7, 1.0]), "seed": rng.randrange(2**31)}
     constraint = rng.randrange(len(CONSTRAINTS)) if rng.random() < 0.25 else None
+    adapter = rng.randrange(1, ADAPTERS + 1) if rng.random() < 0.3 else 0
     for option in rng.sample(OPTIONS, rng.randrange(4)):
         options |= option(rng)
     if constraint is not None:  # these say themselves when they end
         for name in ("ignore_eos", "min_tokens", "stop", "bad_words", "allowed_token_ids"):
             options.pop(name, None)
-    return Case(prompt, options, constraint)
+    return Case(prompt, options, constraint, adapter)
 
 
 OPTIONS: tuple[Callable[[random.Random], dict[str, Any]], ...] = (

@@ -5,16 +5,18 @@ And whether an answer is that one. Knows how to ask an engine, and nothing of ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from workbench.llm import LLM
 from workbench.outputs import RequestOutput
+from workbench.params import LoRARequest
 from workbench.soak.cases import Case
-from workbench.soak.settings import MAX_MODEL_LEN
+from workbench.soak.settings import MAX_MODEL_LEN, RANK
 
+Loras = Mapping[int, LoRARequest | None]  # the adapters by their numbers; 0: None
 EARLY = ("abort", "error")  # reasons to end before the answer is whole
 
 
@@ -31,7 +33,7 @@ def answers_of(output: RequestOutput) -> list[Answer]:
     return [Answer(tuple(one.token_ids), one.text, one.finish_reason) for one in output.outputs]
 
 
-def expect(model: str, cases: Sequence[Case], device: str) -> list[list[Answer]]:
+def expect(model: str, cases: Sequence[Case], device: str, lora: Loras) -> list[list[Answer]]:
     """The answers of each case, computed one after the other."""
     with LLM(
         model,
@@ -42,9 +44,13 @@ def expect(model: str, cases: Sequence[Case], device: str) -> list[list[Answer]]
         max_num_batched_tokens=MAX_MODEL_LEN,
         enable_prefix_caching=False,
         async_scheduling=False,
+        enable_lora=True,
+        max_lora_rank=RANK,
     ) as llm:
         return [
-            answers_of(llm.generate(case.prompt, case.params(), use_tqdm=False)[0])
+            answers_of(
+                llm.generate(case.prompt, case.params(), use_tqdm=False, lora_request=lora[case.adapter])[0]
+            )
             for case in tqdm(cases, desc="Expected answers", unit="case", leave=False)
         ]
 

@@ -5,24 +5,29 @@ from __future__ import annotations
 import gc
 import random
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
 
+from workbench.bench.lora import write_adapter
 from workbench.llm import LLM
+from workbench.models.folder import resolve
+from workbench.models.spec import read_spec
+from workbench.params import LoRARequest
 from workbench.soak.callers import Caller, Tally
-from workbench.soak.cases import Case, draw_case
-from workbench.soak.expected import Answer, expect
+from workbench.soak.cases import ADAPTERS, Case, draw_case
+from workbench.soak.expected import Answer, Loras, expect
 from workbench.soak.faults import FaultyRunner
-from workbench.soak.settings import draw_settings
+from workbench.soak.settings import RANK, draw_settings
 from workbench.soak.slope import Slope, slope
 
 CASES = 40  # requests with an answer, drawn once
@@ -61,6 +66,17 @@ class Report:
         return not self.failures and not self.leaks
 
 
+class House(NamedTuple):
+    """What all rounds have in common."""
+
+    model: str
+    device: str
+    cases: list[Case]
+    expected: list[list[Answer]]  # of each case
+    lora: Loras
+    threads: int
+
+
 def soak(
     minutes: float,
     model: str,
@@ -93,41 +109,55 @@ def soak(
             raise ValueError(f"{name} is {value}: use a positive number")
     rng = random.Random(seed)
     drawn = [draw_case(rng) for _ in range(cases)]
-    expected = expect(model, drawn, device)
     lines: list[dict[str, Any]] = []
     failures: list[str] = []
-    with tqdm(total=round(60 * minutes), desc="Soaking", unit="s") as bar:
-        end = time.monotonic() + 60 * minutes
-        while (left := end - time.monotonic()) > 0:
-            line, found = _round(len(lines), model, device, drawn, expected, threads, min(round_s, left), rng)
+    with tempfile.TemporaryDirectory(prefix="workbench-soak-") as folder:
+        lora = adapters(model, Path(folder))
+        house = House(model, device, drawn, expect(model, drawn, device, lora), lora, threads)
+        for line, found in _rounds(house, minutes, round_s, rng):
             lines.append(line)
             failures += found
-            bar.update(min(bar.total, round(60 * minutes - max(0.0, end - time.monotonic()))) - bar.n)
             if told is not None:
                 told(line)
     resident = [line["resident_mib"] for line in lines[SETTLED:]]
     return Report(lines, failures, None if None in resident else slope(resident))
 
 
-def _round(
-    number: int,
-    model: str,
-    device: str,
-    cases: list[Case],
-    expected: list[list[Answer]],
-    threads: int,
-    seconds: float,
-    rng: random.Random,
-) -> tuple[dict[str, Any], list[str]]:
+def adapters(model: str, folder: Path) -> Loras:
+    """Random adapters in a folder, by their numbers."""
+    spec = read_spec(resolve(model))
+    made: dict[int, LoRARequest | None] = {0: None}
+    for number in range(1, ADAPTERS + 1):
+        path = write_adapter(folder / str(number), spec, RANK, number)
+        made[number] = LoRARequest(f"adapter {number}", number, str(path))
+    return made
+
+
+def _rounds(
+    house: House, minutes: float, round_s: float, rng: random.Random
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """Rounds until the time is over."""
+    with tqdm(total=round(60 * minutes), desc="Soaking", unit="s") as bar:
+        number, end = 0, time.monotonic() + 60 * minutes
+        while (left := end - time.monotonic()) > 0:
+            yield _round(number, house, min(round_s, left), rng)
+            number += 1
+            bar.update(min(bar.total, round(60 * minutes - max(0.0, end - time.monotonic()))) - bar.n)
+
+
+def _round(number: int, house: House, seconds: float, rng: random.Random) -> tuple[dict[str, Any], list[str]]:
     """One engine's life: its line of the report, and what went wrong."""
     settings, faulty = draw_settings(rng), rng.random() < 0.4
     tally = Tally()
-    llm = LLM(model, device=device, dtype="float32", **settings)
+    llm = LLM(house.model, device=house.device, dtype="float32", **settings)
     runner = FaultyRunner(llm._engine.runner, random.Random(rng.random()), FAULT_EVERY)
     if faulty:
         llm._engine.runner = runner
+    pairs = zip(house.cases, house.expected, strict=True)
+    answerable = [(case, due) for case, due in pairs if "enable_lora" in settings or not case.adapter]
     callers = [
-        Caller(llm, cases, expected, tally, random.Random(rng.random()), faulty) for _ in range(threads + 1)
+        Caller(llm, answerable, house.lora, tally, random.Random(rng.random()), faulty)
+        for _ in range(house.threads + 1)
     ]
     until = time.monotonic() + seconds
     _run([callers[0].by_hand, *(caller.run for caller in callers[1:])], until)
@@ -141,7 +171,7 @@ def _round(
         "settings": settings | {"faults": faulty},
         "counts": dict(tally.counts),
         "resident_mib": resident_mib(),
-        "device_mib": torch.cuda.memory_allocated() / MIB if device == "cuda" else 0.0,
+        "device_mib": torch.cuda.memory_allocated() / MIB if house.device == "cuda" else 0.0,
     }
     return line, [f"round {number}, {settings}: {failure}" for failure in tally.failures]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+RANK = 8  # of the adapters
 MAX_MODEL_LEN = 256  # tokens of a request; the pool is as small as a few of these
 
 
@@ -23,4 +24,14 @@ def draw_settings(rng: random.Random) -> dict[str, Any]:
         "async_scheduling": rng.random() < 0.5,
         "scheduling_policy": rng.choice(["fcfs", "priority"]),
         "seed": rng.randrange(2**31),
+        **rng.choice([{}, {"enable_lora": True, "max_lora_rank": RANK, "max_loras": rng.choice([1, 2])}]),
+        **rng.choice([{}, {"speculative_config": _speculation(rng)}]),
+    }
+
+
+def _speculation(rng: random.Random) -> dict[str, Any]:
+    return {
+        "method": rng.choice(["ngram", "suffix"]),
+        "num_speculative_tokens": rng.choice([1, 4]),
+        "adaptive": rng.random() < 0.5,
     }
