@@ -252,7 +252,7 @@ def test_a_turn_repeats_all_that_was_said_before() -> None:
 
 def test_the_overhead_of_a_run_is_a_ratio_with_its_interval() -> None:
     rows, summary = overhead.measure(MODEL, overhead.Load(3, 8, 4), 3)
-    assert [row["what"] for row in rows] == ["reported", "whole"]
+    assert [row["what"] for row in rows] == ["reported", "whole", "cpu"]
     assert all(0 < row["low"] <= row["ratio"] <= row["high"] for row in rows)
     assert rows[1]["ratio"] < rows[0]["ratio"]  # tables take their time
     assert summary["bare_s"] > 0
