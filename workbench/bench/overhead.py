@@ -1,8 +1,8 @@
 """What measuring costs: `workbench.bench.run` beside a bare `generate`, one engine, the same requests.
 
 They take turns at going first. `reported` is the throughput that the result states, `whole` that of the call
-with all its tables, both over the throughput of the bare call; `cpu` is `whole` by the processors' time, which
-other programs disturb less.
+with all its tables, both over the throughput of the bare call; `cpu` is `whole` by the processors' time,
+which other programs disturb less.
 """
 
 from __future__ import annotations
