@@ -48,9 +48,11 @@ def plain() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("method", ["ngram", "suffix"])
+@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model"])
 def test_tokens_are_those_of_no_speculation(method: str, way: str) -> None:
-    config = {"method": method, "num_speculative_tokens": 4, "adaptive": False}
+    config: dict[str, Any] = {"method": method, "num_speculative_tokens": 4, "adaptive": False}
+    if method == "draft_model":
+        config["model"] = "zoo/wren-1m"
     found, accepted = run(speculative_config=config, **WAYS[way])
     assert found == plain()
     assert accepted > 100

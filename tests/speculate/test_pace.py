@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from workbench.speculate.pace import LEAST_SEEN, LONGEST_REST, Pace
+from workbench.speculate.pace import HOLDS, HOLDS_NONE, LEAST_SEEN, LONGEST_REST, Pace
 
 MOST = 5
 
@@ -64,15 +64,16 @@ def test_fewer_are_drafted_the_less_they_are_right_and_none_where_they_never_are
 def test_who_drafts_no_more_tries_again_ever_more_rarely_and_comes_back() -> None:
     pace, rows = taught(1, lambda tokens: 1e-3 + 5e-5 * tokens)
     verify(pace, rows, 0)
-    tries = []
-    for step in range(2000):
+    tries, step = [], 0
+    while step < 8000:
         if pace.wanted(rows).any():
             tries.append(step)
             pace.verified(rows, np.array([1]), np.array([0]))
+        step += pace.holds
     gaps = np.diff(tries)
     assert (gaps[1:] >= gaps[:-1]).all()
     assert 3 < len(tries) < 20
-    assert gaps.max() <= LONGEST_REST
+    assert gaps.max() <= LONGEST_REST + HOLDS_NONE + HOLDS
     verify(pace, rows, MOST)
     assert pace.wanted(rows).all()
 
@@ -89,3 +90,17 @@ def test_a_new_request_begins_with_what_others_saw() -> None:
     verify(pace, rows[:1], 0, times=300)
     pace.enter(1)
     assert not pace.wanted(rows)[1]
+
+
+def test_a_first_step_that_compiles_something_does_not_stop_drafts() -> None:
+    pace, rows = Pace(4, MOST), np.arange(1)
+    pace.enter(0)
+    for _ in range(LEAST_SEEN):
+        pace.took(1, 1e-3)
+    assert (pace.wanted(rows) == MOST).all()
+    pace.took(1 + MOST, 1.0)  # a thousand times as long
+    verify(pace, rows, MOST)
+    assert pace.wanted(rows).any()
+    for _ in range(8):
+        pace.took(1 + MOST, 10e-3)  # and this is no pause
+    assert not pace.wanted(rows).any()

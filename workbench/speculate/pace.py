@@ -21,6 +21,7 @@ PRIOR = 1.5  # drafts' worth of experience a new request begins with, of all req
 FADE = 0.8  # of what was seen, at each verification: the last five count most
 LEAST_SEEN = 3  # plain steps of a size that are timed before any drafts
 HOLDS = 4  # steps for which a decision holds
+HOLDS_NONE = 16  # and one that nobody drafts
 REST, LONGEST_REST = 64, 1024  # steps without drafts before one is tried again, and after many vain trials
 HOPE = 0.9  # chance of a draft that is worth a trial
 LEAST_GAIN = 1.02  # in tokens a second: less is lost in what is measured badly
@@ -39,8 +40,11 @@ class StepCosts:
         """A step of so many tokens took so long."""
         size = _size(tokens)
         seen = self._seen[size] = self._seen.get(size, 0) + 1
-        known = self._seconds.get(size, seconds)
-        # What is twice as slow as ever is a pause of somebody else's; if it stays, the mean gets there too.
+        known = self._seconds.get(size)
+        if known is None:
+            known = float(self.at(np.array([float(tokens)]))[0]) if self._seconds else seconds
+        # What is twice as slow as ever, or as steps around it, is a pause of somebody else's, or compiles
+        # something, the first time; if it stays, the mean gets there too.
         new = min(seconds, 2 * known)
         weight = max(0.1, 1 / seen)
         self._seconds[size] = known + weight * (new - known)
@@ -78,6 +82,7 @@ class Pace:
         self._costs = StepCosts()
         self._right, self._wrong = np.zeros(max_rows), np.zeros(max_rows)
         self._all_right, self._all_wrong = 2.0, 1.0  # of all requests; so much trust there is at first
+        self.holds = HOLDS  # steps for which what `wanted` said last holds
         self._rest: Longs = np.zeros(max_rows, np.int64)  # steps until a row without drafts tries one
         self._wait: Longs = np.full(max_rows, REST)  # how long its next rest is
 
@@ -102,6 +107,7 @@ class Pace:
 
     def wanted(self, rows: Longs) -> Longs:
         """[n]; drafts of each of the rows that run, for the next steps."""
+        held, self.holds = self.holds, HOLDS
         if self._costs.seen(len(rows)) < LEAST_SEEN:
             return np.zeros(len(rows), np.int64)
         share = self._right[rows] / (self._right[rows] + self._wrong[rows])
@@ -112,13 +118,15 @@ class Pace:
         self._rest[rows[~resting]] = 0
         trying = resting & (self._rest[rows] == 1)
         self._rest[rows[resting]] = np.where(
-            self._rest[rows] > 0, np.maximum(self._rest[rows] - HOLDS, 1), self._wait[rows]
+            self._rest[rows] > 0, np.maximum(self._rest[rows] - held, 1), self._wait[rows]
         )[resting]
         if trying.any():
             self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
             self._rest[rows[trying]] = self._wait[rows[trying]]
             if self._worth(np.full((len(rows), 1), HOPE)).any():
                 wanted[trying] = 1
+        if not wanted.any():
+            self.holds = HOLDS_NONE
         return wanted
 
     def _worth(self, chances: Floats) -> Longs:

@@ -70,6 +70,7 @@ class Speculator:
                 self._wanted = np.full(running.count, self._room.each)
             else:
                 self._wanted = self._pace.wanted(running.row)
+                self._holds = self._pace.holds
             if self._wanted.any():
                 able = [self._verifies(request.params) for request in running.requests]
                 self._wanted = np.where(able, self._wanted, 0)
