@@ -85,6 +85,9 @@ def test_an_adapter_has_one_colour_in_all_widgets_and_names_are_escaped() -> Non
         plain = widget.static()
         widget.colour.choice.value = "adapter"
         said = dict(re.findall(r'<i class="(adapter\d|base)"></i>(.*?)</span>', widget.static()))
+        assert not re.search(r'class="(held|cached|prefill|decode)\b', widget.static()), (
+            "another kind's colour"
+        )
         assert said == {
             "base": "base model", "adapter0": "poet", "adapter1": "&lt;thief&gt;", "adapter2": "cook",
         }  # fmt: skip

@@ -79,7 +79,7 @@ class CacheMap(Widget):
         owners = self._owners(found, blocks)
         return (
             heading(cache_map.headline(states, steps))
-            + cache_map.timeline(self._history, steps, step)
+            + cache_map.timeline(self._history, steps, step, plain=owners is not None)
             + cache_map.draw(found, blocks, block, owners)
             + self._detail(step)
         )

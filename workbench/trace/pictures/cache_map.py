@@ -50,6 +50,7 @@ KINDS = (
     ("waiting", (UNKNOWN,), "the trace does not say"),
     ("empty", (FREE,), "free"),
 )
+GREYS = {"held": "further", "shared": "further shade1", "cached": "base"}  # where colours are adapters'
 KIND_OF = np.array([next(k for k, kind in enumerate(KINDS) if code in kind[1]) for code in range(CODES + 1)])
 
 
@@ -312,8 +313,11 @@ def _selected(found: Cells, block: int, grid: Grid) -> str:
 # --- the sums -------------------------------------------------------------------------------------------
 
 
-def timeline(history: BlockHistory, steps: Table, step: int | None) -> str:
-    """Blocks held, shared and findable at each step, as areas; a bar's `data-pick` is "step:N"."""
+def timeline(history: BlockHistory, steps: Table, step: int | None, plain: bool = False) -> str:
+    """Blocks held, shared and findable at each step, as areas; a bar's `data-pick` is "step:N".
+
+    `plain`: in greys, where colours are adapters'.
+    """
     count = len(steps["step"])
     starts = np.arange(0, count, round_up(count / MOST_BARS))
     shown = np.append(starts[1:], count) - 1  # a bar is how things stood at the end of its steps
@@ -323,7 +327,7 @@ def timeline(history: BlockHistory, steps: Table, step: int | None) -> str:
     total, most = int(counts[0].sum()), int(counts[:, :-1].sum(axis=1).max())
     top = total if 2 * most > total else max(most, 1)  # to scale with the rest, little would be nothing
     y = Scale(0, float(top), HEIGHT - 28, 8)
-    bars = "".join(_bar(counts[k], int(steps["step"][shown[k]]), k, x, y) for k in range(len(shown)))
+    bars = "".join(_bar(counts[k], int(steps["step"][shown[k]]), k, x, y, plain) for k in range(len(shown)))
     body = tick_rows(x, y, "blocks") + bars + _step_axis(steps, starts, x)
     if top < total:
         body += f'<text class="value" x="{x.end}" y="{HEIGHT - 2}">of {total:,} blocks in all</text>'
@@ -334,14 +338,15 @@ def timeline(history: BlockHistory, steps: Table, step: int | None) -> str:
     return svg(HEIGHT, "Blocks held and findable at each step", body)
 
 
-def _bar(counts: Longs, step: int, place: int, x: Scale, y: Scale) -> str:
+def _bar(counts: Longs, step: int, place: int, x: Scale, y: Scale, plain: bool) -> str:
     parts, upto = [], np.cumsum(counts).tolist()
     across = f'x="{x(place):.1f}" width="{x(1) - x(0) + 0.3:.2f}"'  # no seam between two
     for kind in range(len(KINDS) - 2, -1, -1):  # those below in front of those above
         if counts[kind]:
             top = y(upto[kind])
             room = f'y="{top:.1f}" height="{y(0) - top:.1f}"'
-            parts.append(f'<rect class="{KINDS[kind][0]} whole" {across} {room}/>')
+            colour = GREYS.get(KINDS[kind][0]) if plain else None
+            parts.append(f'<rect class="{colour or KINDS[kind][0]} whole" {across} {room}/>')
     said = ", ".join(
         f"{n:,} {kind[2].removesuffix(' (how many)')}"
         for kind, n in zip(KINDS, counts.tolist(), strict=True)
