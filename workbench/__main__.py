@@ -97,6 +97,10 @@ def _report(options: argparse.Namespace) -> int:
     from workbench.trace import Trace
 
     trace = Trace.load(options.trace)
+    if not len(trace.columns.requests["request_id"]):
+        raise ValueError(
+            f"{options.trace} holds a trace of nothing: record it while requests run, and write it then"
+        )
     if trace.has_events:  # with token ids only; tables have the texts
         from workbench.tokenizer import recorded_tokenizer
 

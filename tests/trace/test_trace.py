@@ -231,6 +231,27 @@ def test_the_report_command_makes_the_page_of_a_saved_trace(busy: House, tmp_pat
     assert (tmp_path / "saved.html").read_text(encoding="utf-8") == direct
 
 
+@pytest.mark.parametrize("written", ["tables", "a recording"])
+def test_the_report_command_refuses_a_trace_of_nothing(
+    written: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if written == "tables":
+        Trace().to_csv(tmp_path / "trace")
+    else:
+        with Trace().record(tmp_path / "trace"):
+            pass
+    assert main(["report", str(tmp_path / "trace"), "-o", str(tmp_path / "saved.html")]) == 2
+    assert "holds a trace of nothing" in capsys.readouterr().err
+    assert not (tmp_path / "saved.html").exists()
+
+
+def test_a_number_in_the_place_of_the_path_is_told_what_it_may_have_meant() -> None:
+    with pytest.raises(TypeError, match=r"record\(logprobs=3\)"), Trace().record(3):  # type: ignore[arg-type]
+        pass
+    with pytest.raises(TypeError, match="the folder is 3"):
+        Trace().to_csv(3)  # type: ignore[arg-type]
+
+
 # --- without pandas -------------------------------------------------------------------------------------
 
 

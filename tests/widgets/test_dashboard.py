@@ -168,7 +168,7 @@ def test_what_a_step_did_is_said_in_full(steps: Table) -> None:
     text = dashboard.step_line(steps, rows(steps), 4)
     for name in ("prefill", "cached", "running", "waiting", "blocks_held", "blocks_free"):
         assert re.search(rf"\b{steps[name][4]} ", text)
-    assert f"{steps['sampled'][4] + steps['forced'][4]} tokens generated" in text
+    assert f"{dashboard.counted(int(steps['sampled'][4] + steps['forced'][4]), 'token')} generated" in text
 
 
 def test_a_trace_of_tables_looks_like_the_one_recorded(tmp_path: Path) -> None:
@@ -181,6 +181,16 @@ def test_a_trace_of_tables_looks_like_the_one_recorded(tmp_path: Path) -> None:
     for fetched in ("<script", "onclick", "http", "src=", "url(", "@import"):
         assert fetched not in bundle["text/html"], fetched
     assert '[data-jp-theme-light="false"] .wb' in bundle["text/html"]
+
+
+def test_one_token_is_not_said_to_be_several() -> None:
+    house = build()
+    house.add([1] * 4, 1)
+    house.run()
+    dashboard = Dashboard(house.trace)
+    assert repr(dashboard) == "Dashboard(1 step, 1 token generated)"
+    dashboard.selection.select(step=0)
+    assert "1 token generated, 4 computed of prompts" in dashboard.static()
 
 
 def test_without_steps_it_says_what_to_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from workbench.cache.manager import KVGroup
 from workbench.trace import Trace
 from workbench.trace.pictures.prefix_log import Findable
 from workbench.trace.pictures.prefix_runs import Runs, rows, runs
-from workbench.trace.pictures.prefix_tree import picture
+from workbench.trace.pictures.prefix_tree import BEGIN, END, NAME, _axis, picture
+from workbench.trace.pictures.svg import Scale
 from workbench.widgets import PrefixTree, linked
 
 
@@ -189,6 +191,24 @@ def test_texts_and_typed_prompts_are_escaped() -> None:
     assert "this trace has no tokenizer: type token ids" in tree.static()
     tree.prompt.value = "-1 5000000000000"
     assert 'class="message"' in tree.static()
+
+
+@pytest.mark.parametrize("size", [1, 9, 99, 100, 105, 999, 1000, 16384, 100_000])
+def test_no_value_of_the_axis_runs_into_what_it_is_called(size: int) -> None:
+    marks = re.findall(r'class="tick" x="([\d.]+)" y="11">([^<]+)<', _axis(Scale(0, size, BEGIN, END), 40))
+    assert marks
+    assert all(float(x) + 3.5 * len(text) < NAME for x, text in marks)  # 11 px digits are under 7 px wide
+
+
+def test_half_of_a_surrogate_pair_is_refused_in_words_that_can_be_shown() -> None:
+    with LLM("zoo/wren-1m", max_model_len=128) as llm:
+        llm.generate("Once", SamplingParams(max_tokens=1), use_tqdm=False)
+        tree = PrefixTree(llm)
+        tree.prompt.value = "Once \ud800"
+        assert "half of a surrogate pair" in tree.static()
+        assert tree.static().encode()
+        tree.prompt.value, tree.salt.value = "Once", "\ud800"
+        assert "0 of 2 tokens would be reused" in tree.static()
 
 
 def test_a_trace_that_does_not_say_how_keys_are_made_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ class _Way(NamedTuple):
 
 def named(folder: str | Path) -> Path:
     """A folder as people name it."""
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"the folder is {folder!r}, which is no path: name one, such as 'my-run'")
     name = str(folder)
     try:
         os.fsencode(name)

@@ -171,9 +171,14 @@ class Trace:
         Raises:
             ValueError: the engine does not give so many logprobs, or the path names no folder.
             FileExistsError: the folder holds a recording.
+            TypeError: the path is none; a number may have been meant for logprobs.
             OSError: the path cannot be written. If that happens later, a disk being full say, the run goes
                 on, and `cut_off` says where the recording ends.
         """
+        if isinstance(path, int):
+            raise TypeError(
+                f"the path is {path!r}: name a folder, or ask for logprobs with record(logprobs={path})"
+            )
         wanting = self._wanting(logprobs)
         scope = Trace(None, self._decode, turn=self._turn)
         scope._known = self._known

@@ -49,4 +49,5 @@ class Dashboard(Widget):
     def summary(self) -> str:
         steps = self.feed["steps"]
         generated = int(steps["sampled"].sum() + steps["forced"].sum())
-        return f"{len(steps['step'])} steps, {generated} tokens generated"
+        counted = dashboard.counted
+        return f"{counted(len(steps['step']), 'step')}, {counted(generated, 'token')} generated"

@@ -239,7 +239,6 @@ def _step(found: Rows, place: int, x: Scale, foot: float) -> str:
 
 
 SAID: tuple[tuple[str, Callable[[Table, int], int]], ...] = (
-    ("tokens generated", lambda steps, place: int(steps["sampled"][place] + steps["forced"][place])),
     ("computed of prompts", lambda steps, place: int(steps["prefill"][place])),
     ("found in the cache", lambda steps, place: int(steps["cached"][place])),
     ("running", lambda steps, place: int(steps["running"][place])),
@@ -249,8 +248,14 @@ SAID: tuple[tuple[str, Callable[[Table, int], int]], ...] = (
 )
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, as it is said: 1 token, 2,000 tokens."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def step_line(steps: Table, found: Rows, place: int) -> str:
     """One step in figures, as HTML text."""
-    said = ", ".join(f"{amount(steps, place):,} {what}" for what, amount in SAID)
+    generated = f"{counted(int(steps['sampled'][place] + steps['forced'][place]), 'token')} generated"
+    said = ", ".join([generated, *(f"{amount(steps, place):,} {what}" for what, amount in SAID)])
     when = f"{found.begins[place]:.4g} s to {found.ends[place]:.4g} s"
     return f"<h4>Step {steps['step'][place]}, {when}</h4><p class=note>{said}</p>"

@@ -28,6 +28,7 @@ Longs = npt.NDArray[np.int64]
 MOST_RUNS = 20
 ROW, TOP_ROOM = 20, 18
 BEGIN, END = 12, 430  # of the bars
+NAME = END - 26  # left edge of what the axis is called; the value of a tick there would run into it
 COUNTS = 492  # right edge of the numbers
 TEXT = 506  # left edge of the texts
 LONGEST = 68  # characters of a text
@@ -233,11 +234,15 @@ def _axis(x: Scale, bottom: float) -> str:
     marks = [t for t in ticks(x.low, x.high, 5) if t == int(t)]
     lines = "".join(
         f'<line class="grid" x1="{x(t):.1f}" x2="{x(t):.1f}" y1="16" y2="{bottom}"/>'
-        f'<text class="tick" x="{x(t):.1f}" y="11">{t:g}</text>'
+        + (
+            f'<text class="tick" x="{x(t):.1f}" y="11">{t:g}</text>'
+            if x(t) < NAME - 4 * len(f"{t:g}")
+            else ""
+        )
         for t in marks
     )
     return (
-        f'{lines}<text class="quiet" x="{END - 26}" y="11">tokens</text>'
+        f'{lines}<text class="quiet" x="{NAME}" y="11">tokens</text>'
         f'<text class="value" x="{COUNTS}" y="11">found</text>'
         f'<text class="quiet" x="{TEXT}" y="11">stands for</text>'
     )
