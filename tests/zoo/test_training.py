@@ -191,6 +191,9 @@ def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_configuration_without_a_needed_key_says_which(tmp_path: Path) -> None:
     path = tmp_path / "bare.toml"
     path.write_text('name = "bare"\nmax_steps = 1\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"lacks 'mixture': add it"):
+        config.load(str(path))
+    path.write_text("name = 'bare'\nrows = 1\nrow_tokens = 8\n[mixture]\n[model]\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"lacks 'hidden_size': add it"):
         config.load(str(path))
 
