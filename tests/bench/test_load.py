@@ -86,6 +86,7 @@ def test_goodput_counts_the_requests_that_kept_to_all_limits(offline: BenchmarkR
         offline.goodput(latency=1)
 
 
+@pytest.mark.alone
 def test_requests_come_at_their_times(llm: LLM) -> None:
     traffic = some(bursts(4, 2, 0.5))
     result = run(llm, traffic, use_tqdm=False)
@@ -95,6 +96,7 @@ def test_requests_come_at_their_times(llm: LLM) -> None:
     assert result.requests["output_tokens"].tolist() == list(traffic.outs)
 
 
+@pytest.mark.alone
 def test_ctrl_c_ends_what_was_sent_and_sends_no_more(llm: LLM) -> None:
     """As a terminal sends it: to the main thread, which waits for the sender."""
     traffic = drawn("slow", bursts(6, 1, 0.4), Fixed(10), Fixed(200), VOCAB)
