@@ -88,6 +88,13 @@ def test_another_model_that_drafts_changes_nothing(models: Models, open_llm: Ope
     assert counts.accepted_tokens < counts.draft_tokens > 50
 
 
+def test_with_adaptive_on_a_draft_model_changes_nothing(models: Models, open_llm: Open) -> None:
+    llm = open_llm(speculative_config=by(models.folder(), adaptive=True))
+    for given in (prompts(3), prompts(1)):  # nobody runs in between
+        found = tokens(llm.generate(given, GREEDY, use_tqdm=False))
+        assert found == [models.greedy(prompt, COUNT) for prompt in given]
+
+
 def test_the_cache_of_a_draft_model_is_counted(models: Models, open_llm: Open) -> None:
     size = {"kv_cache_memory_bytes": 1 << 20}
     alone = open_llm(**size)

@@ -95,7 +95,7 @@ class Speculator:
         return fitting
 
     def asks(self, running: Running) -> Longs | None:
-        if self._relay is None:
+        if self._relay is None or not running.count:
             return None
         most = self._in_room(self._lengths(running))
         return most if most.any() else None
