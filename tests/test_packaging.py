@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import workbench
 from workbench.__main__ import main
+from workbench.errors import MissingExtra
 
 ROOT = Path(__file__).parents[1]
 SUITE = 'pip install -e ".[dev]" && pytest'
@@ -45,9 +47,15 @@ def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "my-run" / "report.html").is_file()
 
 
-def test_ci_runs_the_second_command_as_the_readme_has_it() -> None:
+def test_ci_installs_as_the_readme_says_and_runs_the_whole_suite_in_two_parts() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    assert [line.strip() for line in script.splitlines()].count(SUITE) == 1
+    install, suite = SUITE.split(" && ")
+    assert suite == "pytest"
+    assert f"    {install} ||" in script
+    pytest_options = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]
+    selected = re.findall(r"-m '(.*)'", pytest_options["ini_options"]["addopts"])
+    assert re.findall(r'pytest -n .* -m "(.*)"', script) == [f"{selected[0]} and not alone"]
+    assert "    pytest -m alone tests ||" in script
 
 
 def test_the_version_is_one() -> None:
@@ -84,9 +92,22 @@ def modules() -> list[str]:
     return [name.removesuffix(".__init__") for name in names]
 
 
+# What stands on a library of an extra that the suite does without.
+OF_AN_EXTRA = {
+    "workbench.bench.harness": "lm_eval",
+    "workbench.evals.inspect_provider": "inspect_ai",
+    "workbench.evals.lm_eval_model": "lm_eval",
+}
+
+
 @pytest.mark.parametrize("module", modules())
-def test_every_module_imports(module: str) -> None:
-    importlib.import_module(module)
+def test_every_module_imports_or_names_the_extra_it_needs(module: str) -> None:
+    library = OF_AN_EXTRA.get(module)
+    if library is None or importlib.util.find_spec(library) is not None:
+        importlib.import_module(module)
+        return
+    with pytest.raises(MissingExtra, match=rf"{library}.*pip install 'workbench\[harnesses\]'"):
+        importlib.import_module(module)
 
 
 def test_the_front_door_opens_without_triton() -> None:

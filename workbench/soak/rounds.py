@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import random
 import sys
@@ -207,10 +208,15 @@ def left_behind(llm: LLM) -> list[str]:
 
 
 def resident_mib() -> float | None:
-    """MiB of this process in memory; None where the system does not say (it has no /proc)."""
+    """MiB of this process in memory; None where the system does not say (it has no /proc).
+
+    Without what was freed and glibc keeps for later, some of it for each thread there ever was.
+    """
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return None
     import resource
 
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
     return int(statm.read_text().split()[1]) * resource.getpagesize() / MIB
