@@ -28,7 +28,7 @@ from playwright.sync_api import Locator, Page, Route, ViewportSize, expect, sync
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 HOME = "127.0.0.1"
-START_S, RUN_S, CHANGE_S = 120, 300, 90  # a server that starts, a notebook that runs, a picture
+START_S, RUN_S, CHANGE_S = 240, 900, 180  # a server that starts, a notebook that runs, a picture
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
