@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from tests.llm.drafters import TestDrafter, draft_by
-from tests.lora.test_llm import Home, home, mixed, open_llm, prompts
+from tests.lora.home import Home, mixed, open_llm, prompts
 from workbench import LLM, SamplingParams
-
-__all__ = ["home"]  # the fixture
 
 COUNT = 12
 GREEDY = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
