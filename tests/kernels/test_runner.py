@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from workbench import LLM, SamplingParams, StructuredOutputsParams
 from workbench.models import backend
 from workbench.runtime import device_batch, graphs, scoring
 from workbench.runtime.graphs import DecodeGraphs
+from workbench.runtime.kernel_runner import KernelRunner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COUNT = 3
@@ -327,3 +330,10 @@ def test_a_model_that_drafts_behind_graphs_is_right(
         counts = llm._engine.scheduler.counts
     assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
     assert counts.accepted_tokens == counts.draft_tokens > 3
+
+
+def test_a_drafter_that_wants_hidden_states_is_refused() -> None:
+    drafter: Any = SimpleNamespace(wants_hidden=True)
+    none: Any = None  # it is refused before anything else is looked at
+    with pytest.raises(ValueError, match="wants hidden states, which graphs do not show: use device='cpu'"):
+        KernelRunner(none, none, none, none, none, none, none, drafter=drafter)

@@ -72,23 +72,22 @@ def make_runner(
     drafts, drafted = (0, 0) if config.speculation is None else config.speculation.room(rows)
     staging = Staging(rows + drafted, len(groups), model.device, IN_FLIGHT)
     most_tokens, most_lines = max(tokens, rows + drafted), rows + drafted
-    slots_of_gpu = None if adapters is None else _slots_on_gpu(model, adapters, config, most_tokens)
+    gpu_slots = None if adapters is None else _slots_on_gpu(model, adapters, config, most_tokens)
     changes = () if adapters is None else (ATTENTION, ANYTHING)
-    step = KernelStep(model, groups, store, batch, staging.memory, most_tokens, most_lines, slots_of_gpu)
+    step = KernelStep(model, groups, store, batch, staging.memory, most_tokens, most_lines, gpu_slots)
     record, most = captured.recorder_for(model.device, eager), min(rows, tokens)
     shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
     sharing_rows = SHARING_ROWS if shares else None
     graphs = captured.DecodeGraphs(step, most, config.max_model_len, record, sharing_rows, drafts, changes)
     with torch.inference_mode():
         graphs.capture()
-    drawn_by = sampler if processors else None
-    runner = KernelRunner(step, batch, staging, mode, graphs, constraints, clock, drawn_by, slots_of_gpu)
+    drawer = sampler if processors else None
+    runner = KernelRunner(step, batch, staging, mode, graphs, constraints, clock, drawer, gpu_slots, drafter)
     if model.device.type == "cuda":
         for adapted in (False, True)[: 1 if adapters is None else 2]:
             runner.warm(
                 warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups), adapted)
             )
-    runner.draft_by(drafter)
     return runner
 
 

@@ -103,9 +103,17 @@ class KernelRunner:
         clock: Clock,
         sampler: Sampler | None = None,
         adapters: KernelAdapters | None = None,
+        drafter: StepDrafter | None = None,
     ) -> None:
-        """`sampler`: draws in place of the kernels, with logits processors; None: there are none."""
-        self.drafter: StepDrafter | None = None  # drafts in the step
+        """`sampler`: draws in place of the kernels, with logits processors; None: there are none.
+
+        `drafter`: drafts in the step; None: nobody does. ValueError: it wants what graphs do not show.
+        """
+        if drafter is not None and drafter.wants_hidden:
+            raise ValueError(
+                f"{type(drafter).__name__} wants hidden states, which graphs do not show: use device='cpu'"
+            )
+        self.drafter = drafter
         self._adapters = adapters
         self._sampler = sampler
         self._step = step
@@ -294,23 +302,16 @@ class KernelRunner:
             return result
         return drafted_behind(self.drafter, plan, result, None, self._clock)
 
-    def draft_by(self, drafter: StepDrafter | None) -> None:
-        """Drafts are found in the step from now on; None: they are not."""
-        if drafter is not None and drafter.wants_hidden:
-            raise ValueError(
-                f"{type(drafter).__name__} wants hidden states, which graphs do not show: use device='cpu'"
-            )
-        self.drafter = drafter
-
     def warm(self, plans: Iterable[StepPlan]) -> None:
         """Run steps of no request, one after the other, and forget them."""
-        sampler, self._sampler = self._sampler, None  # nobody's processors see these
+        sampler, self._sampler = self._sampler, None  # nobody's processors see these, and nobody drafts
+        drafter, self.drafter = self.drafter, None
         for plan in plans:
             self.collect(self.launch(plan))
             asking = {row: self._batch.additions[row].params for row in sorted(self._batch.special)}
             self._step.warm_mask([row for row, params in asking.items() if is_adjusted(params)])
             self.reset()
-        self._sampler = sampler
+        self._sampler, self.drafter = sampler, drafter
 
     def reset(self) -> None:
         """Forget the batch. What the cache holds stays, as far as the scheduler still trusts it."""
