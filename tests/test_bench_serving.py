@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from workbench.bench import breakdown, serving, startup, workloads
-from workbench.bench.cli import append, main
+from workbench.bench.cli import main
 from workbench.bench.provenance import UNKNOWN, commit
+from workbench.bench.rows import append
 from workbench.models.spec import ModelSpec, read_spec
 
 VOCAB = 320

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from workbench.bench import harness_commands
+from workbench.bench.rows import Result, append, of_origin
 from workbench.console import format_table, say
 from workbench.models.zoo.registry import DEFAULT
-
-Row = dict[str, Any]
-
-
-class Result(NamedTuple):
-    """What a benchmark found."""
-
-    title: str
-    rows: list[Row]  # a line each of the table and of the CSV
-    summary: dict[str, Any]  # beside the rows in the JSON object
-    shown: Sequence[str] | None = None  # columns of the table, where the rows have more; None: all
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,8 +29,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from workbench.bench import harness_commands  # which knows Result
-
     parser = argparse.ArgumentParser(prog="workbench bench", description="Measure the engine here.")
     commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     _add(commands, "scheduler", "plan + commit with no model behind them", _scheduler, _scheduler_options)
@@ -179,11 +167,6 @@ def _serving(arguments: argparse.Namespace) -> Result:
     rows, summary = serving.measure(options)
     title = "Serving: the best round of each workload; vllm, reach: on one H200"
     return Result(title, rows, of_origin(rows[0]) | summary, serving.SHOWN)
-
-
-def of_origin(row: Row) -> Row:
-    """Where and with what a row was measured."""
-    return {name: row[name] for name in ("date", "device", "torch", "triton", "workbench", "commit")}
 
 
 def _sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -337,30 +320,3 @@ def _startup(arguments: argparse.Namespace) -> Result:
         return Result("Start: seconds from process start to the first token (disk cache warm)", rows, summary)
     rows, summary = startup.measure(arguments.rounds)
     return Result("Start: seconds from process start (disk cache warm)", rows, summary)
-
-
-def append(file: Path, rows: Sequence[Row]) -> None:
-    """Add rows to a CSV file, with a header when it is new.
-
-    Raises:
-        ValueError: the file has other columns than the rows.
-    """
-    columns = list(rows[0])
-    found = _header(file)
-    if found and found != columns:
-        raise ValueError(
-            f"{file} has the columns {','.join(found)} and the rows have {','.join(columns)}:"
-            " give another file with -o"
-        )
-    with file.open("a", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
-        if not found:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def _header(file: Path) -> list[str]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as handle:
-        return next(csv.reader(handle), [])

@@ -7,6 +7,7 @@ the models is not. Both compute in float32 with torch's threads as they are set.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -88,8 +89,7 @@ def _summary(tried: dict[int, float], hf: _Run, workbench: _Run) -> Row:
 
 
 def _median(runs: list[_Run]) -> float:
-    seconds = sorted(run.seconds for run in runs)
-    return (seconds[(len(seconds) - 1) // 2] + seconds[len(seconds) // 2]) / 2
+    return statistics.median(run.seconds for run in runs)
 
 
 def _hf(model: str) -> Any:

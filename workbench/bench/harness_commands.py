@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from workbench.bench.cli import Result, of_origin
+from workbench.bench.rows import Result, of_origin
 from workbench.models.zoo.registry import DEFAULT
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.bench.cli import append
+from workbench.bench.rows import append
 from workbench.console import format_table, say
 from workbench.models.zoo import registry
 from workbench.models.zoo.corpus import tasks

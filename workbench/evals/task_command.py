@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.bench.cli import append
+from workbench.bench.rows import append
 from workbench.console import format_table, say
 from workbench.evals.comparing import compare, summarize
 from workbench.evals.evaluating import evaluate
