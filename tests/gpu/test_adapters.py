@@ -21,7 +21,7 @@ WHERE = (("one", 1, EVERY), ("eight", 8, ATTENTION), ("deep", 64, (*EVERY, "embe
 @pytest.mark.parametrize("max_loras", [3, 1])
 def test_logits_are_those_of_merged_weights_row_by_row(tmp_path: Path, max_loras: int) -> None:
     """40 requests: lines of their own order, graphs of more lines than the batch, slots that change hands."""
-    base = resolve("zoo/wren-8m")
+    base = resolve("zoo/wren-8m")  # wren-1m's logits reach 50, where float32 itself is 1e-4 off
     folders = [
         write_adapter(tmp_path / name, tiny.load(base), rank, targets, seed=rank, size=0.005)
         for name, rank, targets in WHERE
