@@ -104,3 +104,9 @@ def test_a_first_step_that_compiles_something_does_not_stop_drafts() -> None:
     for _ in range(8):
         pace.took(1 + MOST, 10e-3)  # and this is no pause
     assert not pace.wanted(rows).any()
+
+
+def test_nobody_running_wants_nothing() -> None:
+    """As between an abort of the last request that ran and the end of the step it was in."""
+    pace, _ = taught(3, flat)
+    assert len(pace.wanted(np.arange(0))) == 0

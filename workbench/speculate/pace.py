@@ -108,7 +108,7 @@ class Pace:
     def wanted(self, rows: Longs) -> Longs:
         """[n]; drafts of each of the rows that run, for the next steps."""
         held, self.holds = self.holds, HOLDS
-        if self._costs.seen(len(rows)) < LEAST_SEEN:
+        if not len(rows) or self._costs.seen(len(rows)) < LEAST_SEEN:
             return np.zeros(len(rows), np.int64)
         share = self._right[rows] / (self._right[rows] + self._wrong[rows])
         wanted = self._worth(share[:, None] ** np.arange(1, self._most + 1))
