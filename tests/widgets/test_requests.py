@@ -13,7 +13,8 @@ from tests.trace.test_sums import workloads
 from tests.widgets.long import long_run
 from workbench.trace import Trace
 from workbench.trace.pictures.gantt import KINDS, PREEMPTED, WAITING, alive, close_up, counts, draw, gantt
-from workbench.trace.pictures.stretches import NOBODY, Stretches, Work, request_places
+from workbench.trace.pictures.namesakes import NOBODY, Namesakes
+from workbench.trace.pictures.stretches import Stretches, Work
 from workbench.trace.schema import Tables
 from workbench.widgets import Requests
 from workbench.widgets.requests import LANES
@@ -105,7 +106,9 @@ def test_an_id_that_is_used_again_is_another_request() -> None:
         "scheduled_s": np.array([1.0, 1.5, 4.0]),
     }
     names, times = np.array(["a", "b", "a", "c"], object), np.array([2.0, 2.0, 5.0, 5.0])
-    assert request_places(names, times, requests).tolist() == [0, 1, 2, NOBODY]
+    known = Namesakes()
+    known.take(requests)
+    assert known.places(names, times).tolist() == [0, 1, 2, NOBODY]
 
 
 def test_lanes_show_first_tokens_and_ends() -> None:

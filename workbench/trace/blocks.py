@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from workbench.cache.kv_events import KVEvent
 from workbench.engine.events import BlocksChanged
 from workbench.trace.schema import Table, complete
 
@@ -21,57 +20,70 @@ NOT_SAID = -1
 
 def block_table(told: Sequence[BlocksChanged], began: float) -> Table:
     """A line a block and change, in order; `began` is the clock reading that times are relative to."""
-    changes = [change for event in told for change in event.changes]
-    steps = [event.step for event in told for _ in event.changes]
-    times = [event.at for event in told for _ in event.changes]
-    sizes = [len(change.blocks) for change in changes]
-    widths = [event.block_size for event in told for _ in event.changes]
-    blocks = _column(changes, lambda c: c.blocks, 0)
-    places = _carried(blocks, _column(changes, lambda c: c.places, NOT_SAID))
+    kinds, reasons, sizes = list[str](), list[str](), list[int]()  # by change
+    blocks, groups, places, holders = list[int](), list[int](), list[int](), list[int]()  # by line
+    keys, names = list[bytes](), list[str]()
+    # Changes lie all over memory: each is looked at once, and all of it.
+    for event in told:
+        for (
+            kind,
+            reason,
+            its_blocks,
+            its_groups,
+            its_places,
+            its_holders,
+            its_keys,
+            its_names,
+        ) in event.changes:
+            size = len(its_blocks)
+            kinds.append(kind)
+            reasons.append(reason)
+            sizes.append(size)
+            blocks += its_blocks
+            groups += its_groups if len(its_groups) == size else _all(its_groups, size, 0)
+            places += its_places if len(its_places) == size else _all(its_places, size, NOT_SAID)
+            holders += its_holders if len(its_holders) == size else _all(its_holders, size, 0)
+            keys += its_keys if len(its_keys) == size else _all(its_keys, size, b"")
+            names += its_names if len(its_names) == size else _all(its_names, size, "")
+    changed = [len(event.changes) for event in told]
+    steps, times, widths = ([getattr(e, name) for e in told] for name in ("step", "at", "block_size"))
+    which = np.array(blocks, np.int64)
+    change = np.repeat(np.arange(len(sizes)), sizes)  # by line
+    event_of = np.repeat(np.arange(len(told)), changed)[change]
+    shown = {key: key[:KEY_BYTES].hex() or None for key in set(keys)}
+    said = {name: name or None for name in set(names)}
+    positions = _carried(which, np.array(places, np.int64)) * np.array(widths, np.int64)[event_of]
     return complete(
         "blocks",
         {
-            "step": np.repeat(np.array(steps, np.int64), sizes),
-            "at_s": np.repeat(np.array(times, np.float64) - began, sizes),
-            "block": blocks,
-            "group": _column(changes, lambda c: c.groups, 0),
-            "event": np.repeat(np.array([c.kind for c in changes], np.object_), sizes),
-            "request_id": [name or None for name in _values(changes, lambda c: c.names, "")],
-            "holders": _column(changes, lambda c: c.holders, 0),
-            "position": places * np.repeat(np.array(widths, np.int64), sizes),
-            "key": [key[:KEY_BYTES].hex() or None for key in _values(changes, lambda c: c.keys, b"")],
-            "reason": np.repeat(np.array([c.reason for c in changes], np.object_), sizes),
+            "step": np.array(steps, np.int64)[event_of],
+            "at_s": (np.array(times, np.float64) - began)[event_of],
+            "block": which,
+            "group": groups,
+            "event": np.array(kinds, np.object_)[change],
+            "request_id": [said[name] for name in names],
+            "holders": holders,
+            "position": positions,
+            "key": [shown[key] for key in keys],
+            "reason": np.array(reasons, np.object_)[change],
         },
     )
 
 
-def _column(changes: Sequence[KVEvent], column: Callable[[KVEvent], Sequence[int]], empty: int) -> Longs:
-    return np.array(_values(changes, column, empty), np.int64)
-
-
-def _values(
-    changes: Sequence[KVEvent], column: Callable[[KVEvent], Sequence[Value]], empty: Value
-) -> list[Value]:
-    """A value for each block: its own, the one that stands for all, or `empty` where there is none."""
-    values: list[Value] = []
-    for change in changes:
-        said, size = column(change), len(change.blocks)
-        if len(said) == size:
-            values += said
-        else:
-            assert len(said) < 2, "a column of a KV event is as long as its blocks, or one value, or none"
-            values += (said[0] if said else empty,) * size
-    return values
+def _all(said: tuple[Value, ...], size: int, empty: Value) -> tuple[Value, ...]:
+    """For each of a change's blocks the one value that stands for all, or `empty` where there is none."""
+    assert len(said) < 2, "a column of a KV event is as long as its blocks, or one value, or none"
+    return (said or (empty,)) * size
 
 
 def _carried(blocks: Longs, places: Longs) -> npt.NDArray[np.float64]:
     """Places, where one is not said the block's last one before; NaN where there is none."""
     order = np.argsort(blocks, kind="stable")
-    said = places[order] != NOT_SAID
-    latest = np.maximum.accumulate(np.where(said, np.arange(len(order)), -1))
-    latest = np.where(
-        latest >= np.searchsorted(blocks[order], blocks[order]), latest, -1
-    )  # of the same block
+    sorted_, place = places[order], np.arange(len(order))
+    begins = np.diff(blocks[order], prepend=-1) != 0  # of a block's lines
+    begin, latest = (
+        np.maximum.accumulate(np.where(at, place, -1)) for at in (begins, sorted_ != NOT_SAID)
+    )  # by line, the last such line up to it
     carried = np.empty(len(order), np.float64)
-    carried[order] = np.where(latest >= 0, places[order][latest], np.nan)
+    carried[order] = np.where(latest >= begin, sorted_[latest], np.nan)
     return carried

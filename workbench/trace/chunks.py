@@ -111,7 +111,7 @@ def _admissions(facts: Facts, step: Longs, request: Longs) -> tuple[Bools, Longs
     first_line = np.searchsorted(step, np.arange(len(facts.steps)))
     for place, facts_of_step in enumerate(facts.steps):
         for number, event in facts_of_step.admitted.items():
-            line = first_line[place] + int(np.flatnonzero(facts_of_step.requests == number)[0])
+            line = first_line[place] + int((facts_of_step.requests == number).argmax())
             admitted[line] = True
             cached[line] = event.num_cached_tokens
             if event.resumed:

@@ -47,10 +47,21 @@ class _Taken(NamedTuple):
     request: Longs
     token_id: Longs
     position: Longs
+
+
+class _Ways(NamedTuple):
+    """How the tokens of a step, or of many, came to be."""
+
     drafted: Bools
     accepted: Bools
     forced: Bools
     masked: Floats
+
+    @classmethod
+    def plain(cls, size: int) -> _Ways:
+        """Sampled where no draft stood and nothing was masked: so most are."""
+        drafted, accepted, forced = np.zeros((3, size), np.bool_)
+        return cls(drafted, accepted, forced, np.full(size, NAN))
 
 
 class _Likelihoods(NamedTuple):
@@ -78,53 +89,62 @@ def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
     taken = [_taken(step, event) for step, event in done]
     sizes = [len(each.request) for each in taken]
     asked = np.array([request.logprobs for request in facts.requests], np.int64)
-    columns = map(np.concatenate, zip(*taken, strict=True))
-    request, token_id, position, drafted, accepted, forced, masked = columns
-    found = _Likelihoods.unknown(sum(sizes))
+    anybody = bool((asked > NO_LOGPROBS).any())
+    request, token_id, position = map(np.concatenate, zip(*taken, strict=True))
+    ways, found = _Ways.plain(sum(sizes)), _Likelihoods.unknown(sum(sizes))
     begins = (np.cumsum(sizes) - sizes).tolist()
-    for (step, event), begin in zip(done, begins, strict=True):
-        if likelihoods and event.result.logprobs is not None:
+    for (step, event), begin, size in zip(done, begins, sizes, strict=True):
+        result, plan = event.result, step.planned.plan
+        if not (plan.drafts is None and result.masked is None and not event.followed):
+            own: list[Any] = [column[begin : begin + size] for column in ways]
+            _tell_ways(_Ways(*own), step, event)
+        if likelihoods and result.logprobs is not None and (anybody or plan.logprobs):
             sampled: list[Any] = [column[begin : begin + len(event.taken)] for column in found]
-            _fill(_Likelihoods(*sampled), event, asked[step.takers], step.planned.plan.logprobs)
+            _fill(_Likelihoods(*sampled), event, asked[step.takers], plan.logprobs)
+    told: list[Any] = [*ways, *found]
     return Picks(
         request,
         np.repeat([step.planned.plan.index for step, _ in done], sizes),
         token_id,
         position,
         np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
-        drafted,
-        accepted,
-        forced,
-        masked,
-        *found,
+        *told,
     )
 
 
 def _taken(step: StepFacts, event: StepCommitted) -> _Taken:
-    result, size = event.result, len(event.taken)
-    masked = np.full(size, NAN) if result.masked is None else result.masked[event.taken].astype(np.float64)
-    plan = step.planned.plan
     taken = _Taken(
-        step.takers, event.token_ids.astype(np.int64), plan.yields.positions[event.taken].astype(np.int64),
-        *_verified(plan, event), np.zeros(size, np.bool_), masked,
-    )  # fmt: skip
+        step.takers,
+        event.token_ids.astype(np.int64),
+        step.planned.plan.yields.positions[event.taken].astype(np.int64),
+    )
     if not event.followed:
         return taken
-    # One token was allowed, as ahead of it.
-    line_of = {number: line for line, number in enumerate(step.takers.tolist())}
-    lines = np.array([line_of[number] for number in step.followers.tolist()], np.int64)
     counts = [len(each.token_ids) for each in event.followed]
     behind = np.concatenate([np.arange(1, count + 1) for count in counts])
     followed = _Taken(
         np.repeat(step.followers, counts),
         np.concatenate([each.token_ids for each in event.followed]).astype(np.int64),
-        np.repeat(taken.position[lines], counts) + behind,
-        np.zeros(sum(counts), np.bool_),
-        np.zeros(sum(counts), np.bool_),
-        np.ones(sum(counts), np.bool_),
-        np.repeat(masked[lines], counts),
+        np.repeat(taken.position[_ahead(step)], counts) + behind,
     )
     return _Taken(*(np.concatenate(pair) for pair in zip(taken, followed, strict=True)))
+
+
+def _ahead(step: StepFacts) -> Longs:
+    """Of those that took tokens unsampled, the line of the token that each sampled ahead of them."""
+    line_of = {number: line for line, number in enumerate(step.takers.tolist())}
+    return np.array([line_of[number] for number in step.followers.tolist()], np.int64)
+
+
+def _tell_ways(ways: _Ways, step: StepFacts, event: StepCommitted) -> None:
+    size, masked = len(event.taken), event.result.masked
+    ways.drafted[:size], ways.accepted[:size] = _verified(step.planned.plan, event)
+    ways.forced[size:] = True
+    if masked is not None:
+        ways.masked[:size] = masked[event.taken]
+        if event.followed:  # one token was allowed, as ahead of it
+            counts = [len(each.token_ids) for each in event.followed]
+            ways.masked[size:] = np.repeat(ways.masked[_ahead(step)], counts)
 
 
 def _verified(plan: StepPlan, event: StepCommitted) -> tuple[Bools, Bools]:

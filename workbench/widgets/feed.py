@@ -212,10 +212,14 @@ class _Activity:
     def begin(self, events: Iterable[Event], now: float) -> None:
         """What happened before; the time it took is not counted."""
         for event in events:
-            self.take(event, now)
+            self._count(event)
+        self._at = now
 
     def take(self, event: Event, now: float) -> None:
         self._worked, self._at = self.worked(now), now
+        self._count(event)
+
+    def _count(self, event: Event) -> None:
         kind = type(event)
         if kind is StepPlanned:
             self._in_flight += 1

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from workbench.trace.picks import Decode
 from workbench.trace.pictures.key_chains import KeyChains, shown
+from workbench.trace.pictures.namesakes import NOBODY
 from workbench.trace.pictures.sequences import NOT_KNOWN, Sequences
-from workbench.trace.pictures.stretches import NOBODY
 from workbench.trace.pictures.theme import heading
 from workbench.trace.schema import Table
 

@@ -15,9 +15,9 @@ from workbench.cache.hashing import root_key
 from workbench.cache.manager import CacheManager, KVGroup
 from workbench.cache.pool import BlockPool
 from workbench.trace.pictures.key_chains import KeyChains
+from workbench.trace.pictures.namesakes import NOBODY
 from workbench.trace.pictures.prefix_log import ROOT, PrefixLog
 from workbench.trace.pictures.sequences import NOT_KNOWN, Sequences
-from workbench.trace.pictures.stretches import NOBODY
 from workbench.trace.schema import Table
 
 Longs = npt.NDArray[np.int64]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from workbench.trace.pictures.key_chains import KeyChains, shown
+from workbench.trace.pictures.namesakes import NOBODY
 from workbench.trace.pictures.sequences import Sequences
-from workbench.trace.pictures.stretches import NOBODY
 from workbench.trace.schema import Table
 
 Longs = npt.NDArray[np.int64]
@@ -22,7 +22,6 @@ Bools = npt.NDArray[np.bool_]
 
 ROOT, NOT_KNOWN, NOT_ASKED = -1, -2, -3  # in place of a parent's number
 NO_KEY = -1
-_FORGETS = frozenset(("evicted", "withdrawn"))
 
 
 class Findable(NamedTuple):
@@ -47,7 +46,6 @@ class PrefixLog:
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, str], int] = {}  # of keys, by KV group and text
-        self._new: list[tuple[int, int, bool]] = []  # of keys not in the arrays yet
         self._groups: Longs = np.empty(0, np.int64)  # by key
         self._first: Longs = np.empty(0, np.int64)  # by key: line
         self._was_known: Bools = np.empty(0, np.bool_)  # by key: it was there before its first line
@@ -61,32 +59,36 @@ class PrefixLog:
     def take(self, blocks: Table) -> None:
         """What the table holds by now."""
         self._table, read = blocks, len(self._keys)
-        events, groups = blocks["event"][read:].tolist(), blocks["group"][read:].tolist()
-        lines = zip(groups, blocks["key"][read:].tolist(), events, strict=True)
-        keys = [self._number(*said, line) for line, said in enumerate(lines, read)]
-        if keys:
+        events, groups = blocks["event"][read:], blocks["group"][read:]
+        keys = self._numbered(groups.tolist(), blocks["key"][read:].tolist())
+        if len(keys):
             self._there.clear()
-            self._take_new()
-        self._keys = np.concatenate([self._keys, np.array(keys, np.int64)])
-        forgets, reused = [e in _FORGETS for e in events], [e == "reused" for e in events]
-        self._forgets = np.concatenate([self._forgets, np.array(forgets, np.bool_)])
-        self._reused = np.concatenate([self._reused, np.array(reused, np.bool_)])
+            self._take_new(keys, groups, events, read)
+        self._keys = np.concatenate([self._keys, keys])
+        self._forgets = np.concatenate([self._forgets, (events == "evicted") | (events == "withdrawn")])
+        self._reused = np.concatenate([self._reused, events == "reused"])
 
-    def _number(self, group: int, key: str | None, event: str, line: int) -> int:
-        if key is None:
-            return NO_KEY
-        number = self._numbers.setdefault((group, key), count := len(self._numbers))
-        if number == count:
-            self._new.append((group, line, event != "cached"))
-        return number
+    def _numbered(self, groups: list[int], keys: list[str | None]) -> Longs:
+        """The number of each line's key; those not told of before get the next ones."""
+        numbers = self._numbers
+        for said in dict.fromkeys(zip(groups, keys, strict=True)):
+            if said not in numbers and said[1] is not None:
+                numbers[said[0], said[1]] = len(numbers)
+        found = [
+            NO_KEY if key is None else numbers[group, key] for group, key in zip(groups, keys, strict=True)
+        ]
+        return np.array(found, np.int64)
 
-    def _take_new(self) -> None:
-        columns = np.array(self._new, np.int64).reshape(-1, 3)
-        self._groups = np.concatenate([self._groups, columns[:, 0]])
-        self._first = np.concatenate([self._first, columns[:, 1]])
-        self._was_known = np.concatenate([self._was_known, columns[:, 2] > 0])
-        self._parents = np.concatenate([self._parents, np.full(len(columns), NOT_ASKED)])
-        self._new.clear()
+    def _take_new(self, keys: Longs, groups: Longs, events: npt.NDArray[np.object_], read: int) -> None:
+        """Keys that the lines from `read` on are the first about."""
+        known = len(self._groups)
+        lines = np.flatnonzero(keys >= known)
+        first = np.empty(len(self._numbers) - known, np.int64)
+        first[keys[lines[::-1]] - known] = lines[::-1]  # of several lines about a key the first one stays
+        self._groups = np.concatenate([self._groups, groups[first]])
+        self._first = np.concatenate([self._first, first + read])
+        self._was_known = np.concatenate([self._was_known, events[first] != "cached"])
+        self._parents = np.concatenate([self._parents, np.full(len(first), NOT_ASKED)])
 
     def number(self, key: bytes, group: int = 0) -> int | None:
         """Of a key that was ever told of."""

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import numpy.typing as npt
 
-from workbench.trace.pictures.stretches import NOBODY, request_places
+from workbench.trace.pictures.namesakes import NOBODY, Namesakes
 from workbench.trace.schema import Table
 
 Longs = npt.NDArray[np.int64]
@@ -22,8 +22,7 @@ class Sequences:
         self._numbers: dict[str, int] = {}  # of ids
         self._lines: dict[int, list[Longs]] = {}  # of the tokens table, by the number of the id
         self._read = 0
-        self._namesakes: dict[str, list[int]] = {}  # lines of the requests table, by id
-        self._known = 0  # of them
+        self._namesakes = Namesakes()
         self._prompts: dict[int, Longs] = {}
         self._requests: Table = {}
         self._tokens: Table = {}
@@ -31,9 +30,7 @@ class Sequences:
     def take(self, requests: Table, tokens: Table) -> None:
         """What the tables hold by now."""
         self._requests, self._tokens = requests, tokens
-        for place, name in enumerate(requests["request_id"][self._known :].tolist(), self._known):
-            self._namesakes.setdefault(name, []).append(place)
-        self._known = len(requests["request_id"])
+        self._namesakes.take(requests)
         new, numbers = tokens["request_id"][self._read :].tolist(), self._numbers
         whose = np.array([numbers.setdefault(name, len(numbers)) for name in new], np.int64)
         order = np.argsort(whose, kind="stable")
@@ -44,7 +41,7 @@ class Sequences:
 
     def places(self, names: npt.NDArray[np.object_], times: npt.NDArray[np.float64]) -> Longs:
         """Which lines of requests ids meant at these times, in seconds; NOBODY: none."""
-        return request_places(names, times, self._requests)
+        return self._namesakes.places(names, times)
 
     def place(self, name: str, at: float) -> int:
         """Which line of requests an id meant at that time, in seconds; NOBODY: none."""
@@ -83,7 +80,7 @@ class Sequences:
         names = self._requests["request_id"]
         parts = self._lines.get(self._numbers.get(names[place], NOBODY), [])
         lines = np.concatenate(parts) if parts else np.empty(0, np.int64)
-        same = self._namesakes[names[place]]
+        same = self._namesakes.of(names[place])
         if len(same) > 1:  # an id used again is another request
             begins, times = self._requests["scheduled_s"][list(same)], self._tokens["at_s"][lines]
             lines = lines[np.searchsorted(begins, times, "right") - 1 == same.index(place)]

@@ -6,19 +6,18 @@ Knows the tables; draws nothing. It reads lines once, however often the tables h
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from workbench.trace.pictures.namesakes import NOBODY, Namesakes
 from workbench.trace.schema import Table
 
 Longs = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 KINDS = ("prefill", "decode", "dropped")  # a stretch's kind is a place here
-NOBODY = -1
 
 
 class Stretches(NamedTuple):
@@ -61,6 +60,7 @@ class Work:
     def __init__(self) -> None:
         self.stretches = Stretches.none()
         self._read = 0  # lines of step_requests
+        self._names = Namesakes()
         self._latest: Longs = np.empty(0, np.int64)  # by request: its last stretch so far
         self._reached: Longs = np.empty(0, np.int64)  # by request: position after its last line
 
@@ -71,7 +71,8 @@ class Work:
         more = len(requests["request_id"]) - len(self._latest)
         self._latest = np.concatenate([self._latest, np.full(more, NOBODY)])
         self._reached = np.concatenate([self._reached, np.zeros(more, np.int64)])
-        lines = _lines(new, requests, steps)
+        self._names.take(requests)
+        lines = _lines(new, self._names, steps)
         if len(lines.request):
             self._add(lines)
         return self.stretches
@@ -110,30 +111,12 @@ class Work:
         self.stretches = joined
 
 
-def _lines(new: Table, requests: Table, steps: Table) -> _Lines:
+def _lines(new: Table, names: Namesakes, steps: Table) -> _Lines:
     places = np.searchsorted(steps["step"], new["step"])
-    request = request_places(new["request_id"], steps["planned_s"][places], requests)
+    request = names.places(new["request_id"], steps["planned_s"][places])
     kind = np.where(new["dropped"], 2, np.where(new["prefill"] > 0, 0, 1))
     order = np.argsort(request, kind="stable")
     order = order[request[order] != NOBODY]
     start, tokens = new["start"], new["scheduled"]
     columns = (request, kind, places, start, start + tokens, tokens, new["cached"])
     return _Lines(*(column[order] for column in columns))
-
-
-def request_places(names: npt.NDArray[np.object_], times: npt.NDArray[np.float64], requests: Table) -> Longs:
-    """Which request of the table each name meant at that time; NOBODY where it holds none.
-
-    An id used again is another request: the latest that was scheduled by then.
-    """
-    ids = requests["request_id"].tolist()
-    latest = {name: place for place, name in enumerate(ids)}
-    found = np.fromiter((latest.get(name, NOBODY) for name in names.tolist()), np.int64, len(names))
-    if len(latest) == len(ids):
-        return found
-    again = {name for name, count in Counter(ids).items() if count > 1}
-    for line in [line for line, name in enumerate(names.tolist()) if name in again]:
-        places = [place for place, name in enumerate(ids) if name == names[line]]
-        by_then = [place for place in places if requests["scheduled_s"][place] <= times[line]]
-        found[line] = by_then[-1] if by_then else places[0]
-    return found
