@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from workbench.trace import Trace
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "adaptive": False}
 METHODS = ("ngram", "suffix", "draft_model")
 COUNT = 14
+Pick = Callable[[Tensor], list[int]]  # logits [vocab] -> token ids
 PATTERN = "[ab]zqzq[ab]{2}qqq(zz)?(ab)*"
 OPTIONS: list[dict[str, Any]] = [
     {"temperature": 0},
@@ -228,33 +230,62 @@ def test_processors_see_every_token_and_no_other(
     assert llm._engine.scheduler.counts.draft_tokens > 30
 
 
-@pytest.mark.parametrize("kind", DRAFTERS)
-def test_tokens_are_distributed_as_the_model_has_it(models: Models, open_llm: Open, kind: str) -> None:
-    """Chi-square over all texts of three tokens out of three."""
-    prompt, ids, count = prompts(1)[0], [17, 90, 201], 3000
-    oracle, chances = models.oracle(), {}
-    for a in ids:
-        for b in ids:
-            for c in ids:
-                logits = tiny.logits(oracle, [*prompt, a, b])[len(prompt) - 1 :].double()
-                p = logits[:, ids].softmax(-1)
-                chances[a, b, c] = float(np.prod([p[i, ids.index(t)] for i, t in enumerate((a, b, c))]))
-    llm = open_llm(speculative_config=NGRAM, max_num_seqs=500)
-    likely = max(chances, key=chances.__getitem__)
-    draft_by(llm, TestDrafter(kind, [[*prompt, *text] for text in (likely, *chances)]))
-    params = SamplingParams(n=count, max_tokens=3, temperature=1.0, allowed_token_ids=ids)
-    (output,) = llm.generate([prompt], params, use_tqdm=False)
-    texts = [tuple(c.token_ids) for c in output.outputs]
-    observed = np.array([texts.count(text) for text in chances])
-    expected = count * np.array([*chances.values()])
+def chances(oracle: Any, prompt: list[int], count: int, pick: Pick) -> dict[tuple[int, ...], float]:
+    """Of all texts of so many tokens, each out of those that `pick` finds in its logits."""
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(count):
+        before, found = found, {}
+        for text, chance in before.items():
+            logits = tiny.logits(oracle, [*prompt, *text])[-1].double()
+            ids = pick(logits)
+            for token_id, share in zip(ids, logits[ids].softmax(-1).tolist(), strict=True):
+                found[*text, token_id] = chance * share
+    return found
+
+
+def check_distribution(texts: list[tuple[int, ...]], likely: dict[tuple[int, ...], float]) -> None:
+    """Chi-square of texts against the chance of each that can be."""
+    observed = np.array([texts.count(text) for text in likely])
+    expected = len(texts) * np.array([*likely.values()])
     rare = expected < 5  # chi-square wants no rare cells: they count as one
     observed = np.append(observed[~rare], observed[rare].sum())
     expected = np.append(expected[~rare], max(expected[rare].sum(), 1e-9))
-    assert observed.sum() == count
+    assert observed.sum() == len(texts)
     chi = float(((observed - expected) ** 2 / expected)[expected >= 1].sum())
     freedom = int((expected >= 1).sum()) - 1
     assert chi < freedom + 5 * (2 * freedom) ** 0.5, f"{chi} with {freedom} degrees of freedom"
+
+
+@pytest.mark.parametrize("kind", DRAFTERS)
+def test_tokens_are_distributed_as_the_model_has_it(models: Models, open_llm: Open, kind: str) -> None:
+    """Over all texts of three tokens out of three."""
+    prompt, ids, count = prompts(1)[0], [17, 90, 201], 3000
+    texts = chances(models.oracle(), prompt, 3, lambda logits: ids)
+    llm = open_llm(speculative_config=NGRAM, max_num_seqs=500)
+    likely = max(texts, key=texts.__getitem__)
+    draft_by(llm, TestDrafter(kind, [[*prompt, *text] for text in (likely, *texts)]))
+    params = SamplingParams(n=count, max_tokens=3, temperature=1.0, allowed_token_ids=ids)
+    (output,) = llm.generate([prompt], params, use_tqdm=False)
+    check_distribution([tuple(c.token_ids) for c in output.outputs], texts)
     assert llm._engine.scheduler.counts.draft_tokens > count / 4
+
+
+@pytest.mark.parametrize("method", ["suffix", "draft_model"])
+def test_with_real_drafters_tokens_are_distributed_as_the_model_has_it(
+    models: Models, open_llm: Open, method: str
+) -> None:
+    """Over all texts of three tokens, each of the likeliest three: those that a draft model says, too.
+
+    A fourth token is sampled and not looked at, so that two drafts may stand ahead of it.
+    """
+    prompt, count = prompts(1)[0], 3000
+    texts = chances(models.oracle(), prompt, 3, lambda logits: logits.topk(3).indices.tolist())
+    llm = open_llm(speculative_config=drafting(method, models), max_num_seqs=64)
+    params = SamplingParams(n=count, max_tokens=4, temperature=1.0, top_k=3, ignore_eos=True)
+    (output,) = llm.generate([prompt], params, use_tqdm=False)
+    check_distribution([tuple(c.token_ids[:3]) for c in output.outputs], texts)
+    counts = llm._engine.scheduler.counts
+    assert count / 4 < counts.accepted_tokens < counts.draft_tokens - count / 4, "all stood, or none did"
 
 
 BAD: dict[str, tuple[Any, type[Exception], str]] = {
