@@ -31,10 +31,10 @@ class TestDrafter:
         self.entered: dict[int, int] = {}  # row -> tokens its request came with
         self.left = 0
 
-    def enter(self, row: int, token_ids: Ints) -> None:
+    def enter(self, row: int, token_ids: Ints, root: bytes) -> None:
         self.entered[row] = len(token_ids)
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
         assert len(token_ids) >= self.entered.pop(row) >= num_prompt_tokens
         self.left += 1
 

@@ -35,7 +35,7 @@ class Rows:
     def enter(self, row: int, token_ids: list[int]) -> None:
         self.lengths[row] = len(token_ids)
         self.tokens[row, : len(token_ids)] = token_ids
-        self.drafter.enter(row, self.tokens[row, : len(token_ids)])
+        self.drafter.enter(row, self.tokens[row, : len(token_ids)], b"")
 
     def grow(self, row: int, token_ids: list[int]) -> None:
         end = self.lengths[row] + len(token_ids)

@@ -86,20 +86,20 @@ class Rows:
         self.tokens = np.zeros((2, 400), np.int32)
         self.lengths = np.zeros(2, np.int64)
 
-    def enter(self, row: int, token_ids: list[int]) -> None:
+    def enter(self, row: int, token_ids: list[int], root: bytes = b"") -> None:
         self.lengths[row] = len(token_ids)
         self.tokens[row, : len(token_ids)] = token_ids
-        self.drafter.enter(row, self.tokens[row, : len(token_ids)])
+        self.drafter.enter(row, self.tokens[row, : len(token_ids)], root)
 
     def grow(self, row: int, token_ids: list[int]) -> None:
         self.tokens[row, self.lengths[row] : self.lengths[row] + len(token_ids)] = token_ids
         self.lengths[row] += len(token_ids)
 
-    def say(self, row: int, prompt: list[int], output: list[int]) -> None:
+    def say(self, row: int, prompt: list[int], output: list[int], root: bytes = b"") -> None:
         """A request comes and goes."""
-        self.enter(row, prompt)
+        self.enter(row, prompt, root)
         self.grow(row, output)
-        self.drafter.leave(row, self.tokens[row, : self.lengths[row]], len(prompt))
+        self.drafter.leave(row, self.tokens[row, : self.lengths[row]], len(prompt), root)
 
     def propose(self, row: int, most: int) -> list[int]:
         ask = Ask(np.array([row]), self.lengths[[row]], np.array([most]), self.tokens)
@@ -139,7 +139,7 @@ def test_of_past_outputs_the_latest_are_kept() -> None:
     for number in range(30):
         first = 100 * (1 + number)
         rows.say(0, [1], list(range(first, first + size)))
-        kept.append(rows.drafter._past.suffixes.num_tokens)
+        kept.append(rows.drafter._pasts.num_tokens)
         for ago in range(30):
             if (begin := 100 * (1 + number - ago)) > 0:
                 rows.enter(1, [begin, begin + 1])
@@ -148,6 +148,58 @@ def test_of_past_outputs_the_latest_are_kept() -> None:
                 assert not drafted or ago <= 5, "more is kept than there is room for"
     assert max(kept) <= 40 + size + 1
     assert END not in rows.tokens
+
+
+def test_past_outputs_are_drafted_to_their_own_root_alone() -> None:
+    rows, roots = Rows(), (b"", b"a", b"b")
+    for number, root in enumerate(roots):
+        rows.say(0, [1], [50, 51, 60 + number, 70 + number], root)
+    for number, root in enumerate(roots):
+        rows.enter(1, [9, 50, 51], root)
+        assert rows.propose(1, 4) == [60 + number, 70 + number]
+    rows.enter(1, [9, 50, 51], b"c")
+    assert rows.propose(1, 4) == []
+    rows.say(0, [1], [55, 56, 80], b"c")
+    rows.grow(1, [55, 56])
+    assert rows.propose(1, 1) == [80], "its root's first output came while it ran"
+
+
+def test_outputs_of_many_roots_take_no_more_room_than_those_of_one() -> None:
+    rows, size = Rows(kept=40), 7
+    for number in range(30):
+        rows.say(0, [1], list(range(10, 10 + size)), bytes([number]))
+        assert rows.drafter._pasts.num_tokens <= 40
+        drafted = []
+        for earlier in range(number + 1):
+            rows.enter(1, [10, 11], bytes([earlier]))
+            drafted.append(rows.propose(1, 2) == [12, 13])
+        assert drafted == [earlier > number - 40 // (size + 1) for earlier in range(number + 1)]
+
+
+def test_one_output_of_another_root_does_not_displace_all_that_many_left() -> None:
+    rows = Rows(kept=40)
+    for number in range(4):
+        rows.say(0, [1], list(range(100 * number, 100 * number + 8)))
+    rows.say(0, [1], list(range(10)), b"a")
+    assert rows.drafter._pasts.num_tokens <= 40
+    drafted = []
+    for number in range(4):
+        rows.enter(1, [100 * number, 100 * number + 1])
+        drafted.append(rows.propose(1, 1) == [100 * number + 2])
+    assert drafted == [False, False, True, True]
+
+
+def test_a_row_whose_past_was_forgotten_and_began_anew_follows_the_new_one() -> None:
+    rows = Rows(kept=40)
+    rows.say(0, [1], list(range(10, 20)), b"a")
+    rows.enter(1, [10, 11, 12, 13], b"a")
+    assert rows.propose(1, 2) == [14, 15]
+    for root in (b"b", b"c", b"d", b"e"):
+        rows.say(0, [1], list(range(10, 20)), root)
+    rows.say(0, [1], [30, 31, 32, 33, 34, 35, 36], b"a")
+    assert rows.propose(1, 2) == []
+    rows.grow(1, [30, 31])
+    assert rows.propose(1, 2) == [32, 33]
 
 
 def test_a_row_that_is_given_away_forgets() -> None:

@@ -155,7 +155,7 @@ def propose_ms(rows: int, context: int, steps: int = 60) -> float:
     tokens = dice.integers(0, 4096, (rows, context + 2 * steps)).astype(np.int32)
     drafter, everybody = NgramDrafter(rows, tokens.shape[1], 1, 4), np.arange(rows)
     for row in range(rows):
-        drafter.enter(row, tokens[row, :context])
+        drafter.enter(row, tokens[row, :context], b"")
     lengths, taken = np.full(rows, context), []
     for _ in range(steps + 1):
         began = time.perf_counter()

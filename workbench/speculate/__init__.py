@@ -20,6 +20,7 @@ The drafters there are
 ======================
 `ngram.py` looks the last few tokens up in the request itself, `suffix.py` the longest run of them in the
 request and in past outputs, and with `draft_model` a small model with the same vocabulary says what it would.
+Outputs under one `cache_salt` (or adapter) are drafted to no request with another, or with none.
 
 The seam
 ========

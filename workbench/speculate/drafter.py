@@ -24,14 +24,17 @@ class Drafter(Protocol):
     A row's tokens only grow from ask to ask, until `enter` says that it holds another request. Whatever is
     proposed, the output stays what it is; the same tokens have to bring the same drafts, or a run that is
     repeated is not the same in its steps.
+
+    A request's `root` is that of its blocks' keys: b"" where it has neither `cache_salt` nor adapter. What
+    was generated under one root is drafted to nobody under another, as the prefix cache has it with blocks.
     """
 
-    def enter(self, row: int, token_ids: Ints) -> None:
+    def enter(self, row: int, token_ids: Ints, root: bytes) -> None:
         """The row holds another request from now on, with these tokens."""
         ...
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
-        """The row's request is over, with these tokens, its prompt first; they may serve others."""
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
+        """The row's request is over, with these tokens, its prompt first; they may serve its root."""
         ...
 
     def propose(self, ask: Ask) -> Proposals:

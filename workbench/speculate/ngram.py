@@ -48,18 +48,22 @@ class NgramDrafter:
         self._ends: Ints = np.zeros(len(self._sizes) * max_rows * self._slots, np.int32)
         self._tables = np.arange(len(self._sizes))[:, None] * max_rows  # [sizes, 1]
 
-    def enter(self, row: int, token_ids: Ints) -> None:
-        self._entered[row] = 0
-        self._masks[row] = min(_power(2 * ROOM * len(token_ids)), self._slots) - 1
+    def enter(self, row: int, token_ids: Ints, root: bytes) -> None:
+        self._empty(row, len(token_ids))
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
+    def _empty(self, row: int, length: int) -> None:
+        """A table for twice as many tokens, with none of them."""
+        self._entered[row] = 0
+        self._masks[row] = min(_power(2 * ROOM * length), self._slots) - 1
+
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
         """Nothing of one request serves another."""
 
     def propose(self, ask: Ask) -> Proposals:
         rows, lengths, most, tokens = ask
         flat, first = tokens.reshape(-1), rows * tokens.shape[1]
         for place in (ROOM * lengths > self._masks[rows] + 1).nonzero()[0].tolist():
-            self.enter(rows[place], tokens[rows[place], : lengths[place]])
+            self._empty(rows[place], int(lengths[place]))
         entered = self._entered[rows]
         new = np.maximum(lengths - 1 - entered, 0)
         self._entered[rows] = lengths - 1

@@ -27,10 +27,10 @@ class Relay:
     def __init__(self) -> None:
         self._held: dict[int, Held] = {}
 
-    def enter(self, row: int, token_ids: Ints) -> None:
+    def enter(self, row: int, token_ids: Ints, root: bytes) -> None:
         self._held.pop(row, None)
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
         self._held.pop(row, None)
 
     def hear(self, proposed: Proposed | None) -> None:

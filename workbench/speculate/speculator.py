@@ -52,12 +52,13 @@ class Speculator:
         return other
 
     def enter(self, request: Request) -> None:
-        self._drafter.enter(request.row, request.token_ids)
+        self._drafter.enter(request.row, request.token_ids, request.tables.root)
         if self._pace is not None:
             self._pace.enter(request.row)
 
     def leave(self, request: Request) -> None:
-        self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens)
+        root = request.tables.root
+        self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens, root)
 
     def waits(self, running: Running) -> bool:
         return bool(self._lengths(running).any())
