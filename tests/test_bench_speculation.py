@@ -13,10 +13,16 @@ from workbench.bench.cli import main
 QUICK = ["--requests", "2", "--out", "8", "--rounds", "2", "--model", "zoo/wren-1m", "--not-adaptive"]
 
 
-def test_a_row_a_load_with_the_same_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["ngram", "suffix", "draft_model"])
+def test_a_row_a_load_with_the_same_outputs(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(speculation, "propose_ms", lambda rows, context: 0.0)
     file = tmp_path / "speculation.csv"
-    assert main(["speculation", *QUICK, "-o", str(file)]) == 0
+    assert main(["speculation", *QUICK, "--method", method, "-o", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert f"method = {method}\n" in told
+    assert ("propose_256x8k_ms" in told) == (method == "ngram")
     with file.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert [row["task"] for row in rows] == ["copying", "stories"]
