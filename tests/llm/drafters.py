@@ -34,7 +34,7 @@ class TestDrafter:
     def enter(self, row: int, token_ids: Ints, root: bytes) -> None:
         self.entered[row] = len(token_ids)
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
         assert len(token_ids) >= self.entered.pop(row) >= num_prompt_tokens
         self.left += 1
 

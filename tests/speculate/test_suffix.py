@@ -99,7 +99,7 @@ class Rows:
         """A request comes and goes."""
         self.enter(row, prompt, root)
         self.grow(row, output)
-        self.drafter.leave(row, self.tokens[row, : self.lengths[row]], len(prompt), root)
+        self.drafter.leave(row, self.tokens[row, : self.lengths[row]], len(prompt))
 
     def propose(self, row: int, most: int) -> list[int]:
         ask = Ask(np.array([row]), self.lengths[[row]], np.array([most]), self.tokens)

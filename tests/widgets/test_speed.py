@@ -7,6 +7,7 @@ what grows with the steps, not what is half as fast as it might be.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ def best_of_three(action: Callable[[], object]) -> float:
         began = time.process_time()
         action()
         times.append(time.process_time() - began)
+    sys.stdout.write(f"{1e3 * min(times):.0f} ms of CPU time\n")  # pytest -rP shows it
     return min(times)
 
 

@@ -38,7 +38,7 @@ def append(file: Path, rows: Sequence[Row]) -> None:
             " give another file with -o"
         )
     with file.open("a", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns)
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
         if not found:
             writer.writeheader()
         writer.writerows(rows)

@@ -38,6 +38,7 @@ ALONE = 8  # requests, one after the other, of a round with one at a time
 REACH = {("copying", 1): 2.0, ("stories", 1): 0.97}
 REACH_MANY = 0.97
 SHOWN = (
+    "method",
     "task",
     "requests",
     "plain_tok_s",
@@ -100,7 +101,7 @@ def measure(options: Options) -> tuple[list[Row], Row]:
             origin | _row(plain, drafting, task, count, options)
             for task, count in tqdm(wanted, desc="Measuring", unit="load")
         ]
-        summary: Row = {"engine": repr(drafting), "method": options.config["method"]}
+        summary: Row = {"engine": repr(drafting)}
         if options.config["method"] == "ngram":  # suffix would take 2 GB for so many tokens
             summary["propose_256x8k_ms"] = round(propose_ms(256, 8192), 3)
         return rows, summary
@@ -122,6 +123,7 @@ def _row(plain: LLM, drafting: LLM, task: str, count: int, options: Options) -> 
     ratios = [second.speed / first.speed for first, second in pairs]
     same = [a == b for first, second in pairs for a, b in zip(first.token_ids, second.token_ids, strict=True)]
     return {
+        "method": options.config["method"],
         "task": task,
         "requests": count,
         "out": options.out,

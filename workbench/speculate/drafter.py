@@ -33,7 +33,7 @@ class Drafter(Protocol):
         """The row holds another request from now on, with these tokens."""
         ...
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
         """The row's request is over, with these tokens, its prompt first; they may serve its root."""
         ...
 

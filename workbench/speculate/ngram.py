@@ -56,7 +56,7 @@ class NgramDrafter:
         self._entered[row] = 0
         self._masks[row] = min(_power(2 * ROOM * length), self._slots) - 1
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
         """Nothing of one request serves another."""
 
     def propose(self, ask: Ask) -> Proposals:

@@ -30,7 +30,7 @@ class Relay:
     def enter(self, row: int, token_ids: Ints, root: bytes) -> None:
         self._held.pop(row, None)
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
         self._held.pop(row, None)
 
     def hear(self, proposed: Proposed | None) -> None:

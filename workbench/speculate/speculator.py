@@ -57,8 +57,7 @@ class Speculator:
             self._pace.enter(request.row)
 
     def leave(self, request: Request) -> None:
-        root = request.tables.root
-        self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens, root)
+        self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens)
 
     def waits(self, running: Running) -> bool:
         return bool(self._lengths(running).any())

@@ -104,14 +104,14 @@ class SuffixDrafter:
     def __init__(self, max_rows: int, kept: int = KEPT) -> None:
         self._pasts = Pasts(kept)
         self._rows: list[Row | None] = [None] * max_rows
-        self._roots = [b""] * max_rows
+        self._roots = [b""] * max_rows  # as the row was entered
 
     def enter(self, row: int, token_ids: Ints, root: bytes) -> None:
         self._rows[row], self._roots[row] = None, root
 
-    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int, root: bytes) -> None:
+    def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
         self._rows[row] = None
-        self._pasts.add(root, token_ids[num_prompt_tokens:].tolist())
+        self._pasts.add(self._roots[row], token_ids[num_prompt_tokens:].tolist())
 
     def propose(self, ask: Ask) -> Proposals:
         columns = zip(ask.rows.tolist(), ask.lengths.tolist(), ask.most.tolist(), strict=True)

@@ -89,16 +89,15 @@ def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
     taken = [_taken(step, event) for step, event in done]
     sizes = [len(each.request) for each in taken]
     asked = np.array([request.logprobs for request in facts.requests], np.int64)
-    anybody = bool((asked > NO_LOGPROBS).any())
     request, token_id, position = map(np.concatenate, zip(*taken, strict=True))
     ways, found = _Ways.plain(sum(sizes)), _Likelihoods.unknown(sum(sizes))
     begins = (np.cumsum(sizes) - sizes).tolist()
     for (step, event), begin, size in zip(done, begins, sizes, strict=True):
         result, plan = event.result, step.planned.plan
-        if not (plan.drafts is None and result.masked is None and not event.followed):
+        if plan.drafts is not None or result.masked is not None or event.followed:
             own: list[Any] = [column[begin : begin + size] for column in ways]
             _tell_ways(_Ways(*own), step, event)
-        if likelihoods and result.logprobs is not None and (anybody or plan.logprobs):
+        if likelihoods and result.logprobs is not None:
             sampled: list[Any] = [column[begin : begin + len(event.taken)] for column in found]
             _fill(_Likelihoods(*sampled), event, asked[step.takers], plan.logprobs)
     told: list[Any] = [*ways, *found]

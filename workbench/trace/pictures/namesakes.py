@@ -12,6 +12,7 @@ from workbench.trace.schema import Table
 
 Longs = npt.NDArray[np.int64]
 NOBODY = -1
+_NOWHERE = [NOBODY]
 
 
 class Namesakes:
@@ -19,7 +20,6 @@ class Namesakes:
 
     def __init__(self) -> None:
         self._lines: dict[str, list[int]] = {}
-        self._latest: dict[str, int] = {}
         self._requests: Table = {}
         self._read = 0
 
@@ -28,7 +28,6 @@ class Namesakes:
         self._requests = requests
         for line, name in enumerate(requests["request_id"][self._read :].tolist(), self._read):
             self._lines.setdefault(name, []).append(line)
-            self._latest[name] = line
         self._read = len(requests["request_id"])
 
     def of(self, name: str) -> list[int]:
@@ -40,13 +39,13 @@ class Namesakes:
 
         That is the latest that was scheduled by then.
         """
-        listed, latest = names.tolist(), self._latest
-        found = np.array([latest.get(name, NOBODY) for name in listed], np.int64)
-        if len(latest) == self._read:
+        listed = names.tolist()
+        found = np.array([self._lines.get(name, _NOWHERE)[-1] for name in listed], np.int64)
+        if len(self._lines) == self._read:
             return found
         scheduled = self._requests["scheduled_s"]
         for place, name in enumerate(listed):
-            lines = self._lines.get(name, ())
+            lines = self._lines.get(name, _NOWHERE)
             if len(lines) > 1:
                 by_then = [line for line in lines if scheduled[line] <= times[place]]
                 found[place] = by_then[-1] if by_then else lines[0]
