@@ -69,18 +69,16 @@ class Feed:
         self._owed = 0.0  # seconds that the engine shall have worked before the next draw
         self._end_due = 0.0  # by the clock: the end of the work is drawn again, where there is no loop
         self._late = False  # a draw by the loop is to come
-        self._tables: GrowingTables | Tables = GrowingTables(())
-        self._start(())
+        self._tables: GrowingTables | Tables = GrowingTables(()) if trace.has_events else trace.columns
+        self._waiting: list[Event] = []
+        self._ready = False
+        self._activity = _Activity()
 
     def _start(self, names: Iterable[Name]) -> None:
         """Read the trace from its beginning, as far as it goes back. Not under the lock: it takes a turn."""
         self.trace.unfollow(self)
         self.epoch += 1
-        if not self.trace.has_events:
-            self._tables = self.trace.columns
-            return
-        self._ready = False
-        self._waiting: list[Event] = []
+        self._ready, self._waiting = False, []
         self._tables = GrowingTables(names, self.trace.decode)
         self._activity, self._owed = _Activity(), IDLE * FIRST * len(self._views)
         kept = self.trace.follow(self).events
@@ -94,7 +92,7 @@ class Feed:
     def join(self, view: View) -> None:
         """`view` draws from now on as the trace grows."""
         tables = self._tables
-        if isinstance(tables, GrowingTables) and not tables.names >= set(view.needs):
+        if isinstance(tables, GrowingTables) and not (self._views and tables.names >= set(view.needs)):
             self._start(tables.names | set(view.needs))
         self._views = (*self._views, view)
         self._owed += IDLE * FIRST
