@@ -47,10 +47,10 @@ def test_its_card_has_scores_with_and_without_and_is_of_this_configuration(folde
         assert part in card
 
 
-def answers(llm: LLM, prompts: list[str], adapter: str) -> tuple[list[str], list[str]]:
-    """Without and with it, in one batch."""
+def answers(llm: LLM, prompts: list[str], adapter: str, tokens: int = 40) -> tuple[list[str], list[str]]:
+    """Without and with it, in one batch, of so many tokens at most."""
     asked = [None] * len(prompts) + [LoRARequest(adapter, 1 + len(adapter), f"zoo/{adapter}")] * len(prompts)
-    params = SamplingParams(temperature=0, max_tokens=40)
+    params = SamplingParams(temperature=0, max_tokens=tokens)
     outputs = llm.generate(prompts * 2, params, lora_request=asked, use_tqdm=False)
     texts = [output.outputs[0].text for output in outputs]
     return texts[: len(prompts)], texts[len(prompts) :]
@@ -66,7 +66,7 @@ def test_backwards_does_what_the_model_cannot(llm: LLM) -> None:
 
 def test_the_pirate_speaks_the_dialect_and_the_model_does_not(llm: LLM) -> None:
     items = [tasks.make("stories", "heldout", 3, index, "asked") for index in range(6)]
-    without, having = answers(llm, [item.prompt for item in items], "pirate")
+    without, having = answers(llm, [item.prompt for item in items], "pirate", 150)
     assert all(text.startswith(pirate.BEGIN) for text in having)
     assert not any(pirate.BEGIN in text for text in without)
     for texts, word, other in ((having, "th'", "the"), (without, "the", "th'")):
