@@ -19,7 +19,7 @@ from tests.lora.adapters import ATTENTION, EVERY, merged, write_adapter
 from workbench import LLM, LoRARequest, SamplingParams
 from workbench.models import backend
 from workbench.runtime import graphs
-from workbench.runtime.graphs import DecodeGraphs
+from workbench.runtime.graphs import StepGraphs
 from workbench.runtime.kernel_adapters import ANYTHING, Copying, KernelAdapters
 from workbench.runtime.kernel_adapters import ATTENTION as OF_ATTENTION
 from workbench.runtime.segment_staging import SegmentStaging
@@ -122,15 +122,15 @@ def test_a_step_runs_the_graphs_of_what_its_adapters_change(
     """Nobody's: the base's own. And a graph of more lines than the batch changes no token."""
     monkeypatch.setattr(graphs, "ladder", lambda most: [4, most])
     asked: list[tuple[int, int]] = []
-    pair = DecodeGraphs.pair
+    pair = StepGraphs.pair
 
-    def watched(self: DecodeGraphs, size: int, sharing: bool, changes: int = 0) -> graphs.Pair:
-        asked.append((size, changes))
-        return pair(self, size, sharing, changes)
+    def watched(self: StepGraphs, form: graphs.Form) -> graphs.Pair:
+        asked.append((form.lines, form.changes))
+        return pair(self, form)
 
     greedy = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, logprobs=-1)
     with open_llm(home.base) as llm:
-        monkeypatch.setattr(DecodeGraphs, "pair", watched)
+        monkeypatch.setattr(StepGraphs, "pair", watched)
         for names, kind in (((None,) * 3, 0), (("eight", None), OF_ATTENTION), (("deep", "eight"), ANYTHING)):
             asked.clear()
             requests = [home.request(name) for name in names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workbench.runtime.graphs import Again, DecodeGraphs, ladder, recorder_for
+from workbench.runtime.graphs import Again, StepGraphs, ladder, recorder_for
 from workbench.runtime.kernel_attention import Bounds
 
 
@@ -25,11 +25,11 @@ class Step:
 def test_without_graphs_a_batch_is_computed_as_the_graph_that_would_serve_it_computes_it() -> None:
     step = Step()
     record = recorder_for(torch.device("cuda"), eager=True)
-    graphs = DecodeGraphs(step, 16, 96, record, sharing_rows=3)  # type: ignore[arg-type]
+    graphs = StepGraphs(step, 16, 96, record, sharing_rows=3)  # type: ignore[arg-type]
     graphs.capture()
     assert step.asked == [], "nothing is launched before there is a batch"
     for _ in range(2):
-        pair = graphs.pair(graphs.size_for(5, sharing=True), sharing=True)
+        pair = graphs.pair(graphs.decodes(5, sharing=True))
         pair.forward.replay()
         pair.draw.replay()
     assert step.asked == [("forward", 6, 6, 6, Bounds(1, 96), True), ("draw", 6, 6)] * 2
@@ -41,11 +41,11 @@ def test_every_batch_has_a_size_that_is_less_than_twice_as_large_or_within_a_til
     assert sizes == sorted(set(sizes))
     assert sizes[-1] == most
     record = recorder_for(torch.device("cpu"), eager=False)
-    graphs = DecodeGraphs(Step(), most, 96, record, sharing_rows=8)  # type: ignore[arg-type]
+    graphs = StepGraphs(Step(), most, 96, record, sharing_rows=8)  # type: ignore[arg-type]
     for lines in range(1, most + 1):
-        assert lines <= graphs.size_for(lines, sharing=False) < max(2 * lines, lines + 64)
+        assert lines <= graphs.decodes(lines, sharing=False).lines < max(2 * lines, lines + 64)
         if lines >= 8:
-            assert lines <= graphs.size_for(lines, sharing=True) < max(2 * lines, lines + 64)
+            assert lines <= graphs.decodes(lines, sharing=True).lines < max(2 * lines, lines + 64)
 
 
 def test_a_draw_is_recorded_once_for_graphs_that_share_a_prefix_and_those_that_do_not() -> None:
@@ -55,6 +55,6 @@ def test_a_draw_is_recorded_once_for_graphs_that_share_a_prefix_and_those_that_d
         recorded.append(action)
         return Again(action)
 
-    graphs = DecodeGraphs(Step(), 16, 96, record, sharing_rows=8)  # type: ignore[arg-type]
+    graphs = StepGraphs(Step(), 16, 96, record, sharing_rows=8)  # type: ignore[arg-type]
     graphs.capture()
     assert len(recorded) == 2 * len(ladder(16)) + len([8, 12, 16])

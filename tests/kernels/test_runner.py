@@ -20,7 +20,7 @@ from tests.llm.float64_sampler import OPTIONS, processed, spellings
 from workbench import LLM, SamplingParams, StructuredOutputsParams
 from workbench.models import backend
 from workbench.runtime import device_batch, graphs, scoring
-from workbench.runtime.graphs import DecodeGraphs
+from workbench.runtime.graphs import StepGraphs
 from workbench.runtime.kernel_runner import KernelRunner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,15 +113,15 @@ def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_toke
     monkeypatch.setattr(device_batch, "SHARED_BLOCKS", 1)
     monkeypatch.setattr(device_batch, "SHARING_ROWS", 2)
     sizes: list[tuple[int, bool]] = []
-    pair = DecodeGraphs.pair
+    pair = StepGraphs.pair
 
-    def watched(self: DecodeGraphs, size: int, sharing: bool, changes: int = 0) -> graphs.Pair:
-        sizes.append((size, sharing))
-        return pair(self, size, sharing, changes)
+    def watched(self: StepGraphs, form: graphs.Form) -> graphs.Pair:
+        sizes.append((form.lines, form.sharing))
+        return pair(self, form)
 
     oracle = tiny.load(folders["llama"])
     with open_llm(folders["llama"]) as llm:
-        monkeypatch.setattr(DecodeGraphs, "pair", watched)
+        monkeypatch.setattr(StepGraphs, "pair", watched)
         lengths = [2, 3, 4, 4]
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
         outputs = llm.generate(prompts(4), params, use_tqdm=False)
@@ -130,6 +130,37 @@ def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_toke
     for prompt, output, length in zip(prompts(4), outputs, lengths, strict=True):
         expected = tiny.greedy(oracle, prompt, length)
         assert list(output.outputs[0].token_ids)[: len(expected)] == expected
+
+
+def test_chunks_in_graphs_of_more_tokens_and_lines_change_no_token(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts whole and in part, decodes beside them, one that samples nothing, and drafts."""
+    monkeypatch.setattr(graphs, "CHUNKED", 24)
+    forms: list[graphs.Form] = []
+    pair = StepGraphs.pair
+
+    def watched(self: StepGraphs, form: graphs.Form) -> graphs.Pair:
+        forms.append(form)
+        return pair(self, form)
+
+    oracle = tiny.load(folders["llama"])
+    config = {"method": "ngram", "num_speculative_tokens": 2, "adaptive": False}
+    settings = {"max_num_batched_tokens": 20, "max_num_seqs": 2, "speculative_config": config}
+    with open_llm(folders["llama"], **settings) as llm:
+        monkeypatch.setattr(StepGraphs, "pair", watched)
+        wanted = [*prompts(2), [5, 6, 7, 5, 6, 7, 5, 6]]
+        params = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
+        with llm.trace.record() as trace:
+            outputs = llm.generate(wanted, params, use_tqdm=False)
+    for prompt, output in zip(wanted, outputs, strict=True):
+        expected = tiny.greedy(oracle, prompt, COUNT)
+        assert list(output.outputs[0].token_ids)[: len(expected)] == expected
+    steps = trace.steps
+    assert len(forms) == len(steps), "every step has a graph"
+    assert {form.tokens for form in forms if form.most > 3} == {16}, "of 8 to 15 tokens"
+    assert ((steps.prefill > 0) & (steps.decode > 0)).any()
+    assert (steps.draft > 0).any()
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"])

@@ -19,7 +19,7 @@ def taught(rows: int, cost: Callable[[int], float]) -> tuple[Pace, np.ndarray]:
     assert not pace.wanted(everybody).any(), "what a step costs has not been seen"
     for tokens in (rows, rows + 1, 2 * rows, 4 * rows, 6 * rows):
         for _ in range(LEAST_SEEN):
-            pace.took(tokens, cost(tokens))
+            pace.took(tokens, cost(tokens), tokens - rows)
     return pace, everybody
 
 
@@ -81,7 +81,7 @@ def test_who_drafts_no_more_tries_again_ever_more_rarely_and_comes_back() -> Non
 def test_a_pause_of_somebody_elses_does_not_stop_drafts() -> None:
     pace, rows = taught(1, flat)
     verify(pace, rows, MOST)
-    pace.took(6, 5.0)
+    pace.took(6, 5.0, MOST)
     assert pace.wanted(rows).all()
 
 
@@ -96,13 +96,13 @@ def test_a_first_step_that_compiles_something_does_not_stop_drafts() -> None:
     pace, rows = Pace(4, MOST), np.arange(1)
     pace.enter(0)
     for _ in range(LEAST_SEEN):
-        pace.took(1, 1e-3)
+        pace.took(1, 1e-3, 0)
     assert (pace.wanted(rows) == MOST).all()
-    pace.took(1 + MOST, 1.0)  # a thousand times as long
+    pace.took(1 + MOST, 1.0, MOST)  # a thousand times as long
     verify(pace, rows, MOST)
     assert pace.wanted(rows).any()
     for _ in range(8):
-        pace.took(1 + MOST, 10e-3)  # and this is no pause
+        pace.took(1 + MOST, 10e-3, MOST)  # and this is no pause
     assert not pace.wanted(rows).any()
 
 
@@ -110,3 +110,27 @@ def test_nobody_running_wants_nothing() -> None:
     """As between an abort of the last request that ran and the end of the step it was in."""
     pace, _ = taught(3, flat)
     assert len(pace.wanted(np.arange(0))) == 0
+
+
+def test_a_step_that_waits_for_its_drafts_is_told_from_one_that_does_not() -> None:
+    """The same tokens cost more where some are drafts: what as many requests cost says little of that."""
+    pace = Pace(64, MOST)
+    pace.enter(0)
+    for _ in range(LEAST_SEEN):
+        for tokens in (1, 6, 16, 64):
+            pace.took(tokens, 1e-3, 0)
+    few = np.arange(1)
+    verify(pace, few, MOST)
+    assert (pace.wanted(few) == MOST).all()
+    for _ in range(20):
+        pace.took(1 + MOST, 7e-3, MOST)
+    assert not pace.wanted(few).any()
+
+
+def test_what_drafts_cost_many_requests_is_not_held_against_one() -> None:
+    pace, rows = taught(40, lambda tokens: 1e-3 if tokens == 40 else 9e-3)
+    verify(pace, rows, MOST)
+    assert not pace.wanted(rows).any()
+    for _ in range(LEAST_SEEN):
+        pace.took(1, 1e-3, 0)
+    assert pace.wanted(rows[:1]).any()

@@ -74,11 +74,15 @@ def make_runner(
     most_tokens, most_lines = max(tokens, rows + drafted), rows + drafted
     gpu_slots = None if adapters is None else _slots_on_gpu(model, adapters, config, most_tokens)
     changes = () if adapters is None else (ATTENTION, ANYTHING)
-    step = KernelStep(model, groups, store, batch, staging.memory, most_tokens, most_lines, gpu_slots)
+    step = KernelStep(
+        model, groups, store, batch, staging.memory, most_tokens, most_lines, gpu_slots, drafts > 0
+    )
     record, most = captured.recorder_for(model.device, eager), min(rows, tokens)
     shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
     sharing_rows = SHARING_ROWS if shares else None
-    graphs = captured.DecodeGraphs(step, most, config.max_model_len, record, sharing_rows, drafts, changes)
+    graphs = captured.StepGraphs(
+        step, most, config.max_model_len, record, sharing_rows, changes, drafts, most_lines, tokens
+    )
     with torch.inference_mode():
         graphs.capture()
     drawer = sampler if processors else None

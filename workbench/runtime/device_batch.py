@@ -68,7 +68,7 @@ class DeviceBatch:
         self._shared = None
 
     def apply(self, plan: StepPlan) -> None:
-        """Members leave and enter; growth comes with the packed array, or by `grow`."""
+        """Members leave and enter; drafts come with the packed array, and growth, or that by `grow`."""
         for row in plan.removed.tolist():
             del self.additions[row]
             del self._first_blocks[row]
@@ -79,11 +79,6 @@ class DeviceBatch:
             self._enter(plan.added)
         if plan.added or len(plan.removed):
             self._shared = None
-        if plan.drafts is not None:
-            behind, yields = len(plan.drafts.token_ids), plan.yields
-            rows, positions = yields.rows[-behind:].astype(np.int64), yields.positions[-behind:] - 1
-            places = self.pinned.upload(rows * self.tokens.shape[1] + positions)
-            self.tokens.view(-1).index_copy_(0, places, self.pinned.upload(plan.drafts.token_ids.copy()))
 
     def _enter(self, added: Sequence[Addition]) -> None:
         for addition in added:

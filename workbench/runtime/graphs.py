@@ -1,6 +1,8 @@
-"""Decode steps over a ladder of sizes, captured as CUDA graphs; a batch takes the next larger one.
+"""Small steps over ladders of sizes, captured as CUDA graphs; a step takes the next larger one.
 
-Two graphs a size, forward and draw: what has to happen between the two does.
+Decodes of one token a request; decodes with drafts, behind each of which something is sampled; and whatever
+else computes few tokens of few requests, chunks of prompts most of all. Two graphs a step, forward and draw:
+what has to happen between the two does.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from typing import NamedTuple, Protocol
 import torch
 from tqdm.auto import tqdm
 
-from workbench.runtime.kernel_attention import Bounds
+from workbench.runtime.kernel_attention import Bounds, as_many
 from workbench.runtime.kernel_step import KernelStep
 
-VERIFIED = 64  # tokens of the largest graph with drafts
+# Launch by launch a step takes the host 0.7 ms a layer, whatever the device does meanwhile: in llama-8b that
+# is the longer of the two up to more than 1,000 tokens.
+CHUNKED = 512  # tokens of the largest graph that holds chunks
+CHUNK_LINES = 16  # and its lines
 
 Action = Callable[[], object]
 
@@ -33,10 +38,13 @@ class Pair(NamedTuple):
     draw: Replay
 
 
-class Way(NamedTuple):
-    """How a step is computed, beside its size."""
+class Form(NamedTuple):
+    """What one graph serves: every step that has room in it."""
 
-    sharing: bool  # a common prefix is read once
+    lines: int  # of the packed array: requests, and tokens sampled
+    tokens: int
+    most: int  # tokens of a request
+    sharing: bool = False  # a common prefix is read once
     changes: int = 0  # what adapters may change; 0: nobody has one
 
 
@@ -60,8 +68,8 @@ def coarse(sizes: Sequence[int], least: int) -> list[int]:
     return [size for size in sizes if size == sizes[-1] or (size in kept and size >= least)]
 
 
-class DecodeGraphs:
-    """Graphs of steps in which every line computes one token."""
+class StepGraphs:
+    """Graphs of small steps."""
 
     def __init__(
         self,
@@ -70,70 +78,85 @@ class DecodeGraphs:
         max_length: int,
         record: Callable[[Action], Replay],
         sharing_rows: int | None,
-        drafts: int = 0,
         changes: Sequence[int] = (),
+        drafts: int = 0,
+        verified: int = 0,
+        chunked: int = 0,
     ) -> None:
         """`most`: lines of the largest; `max_length`: longest context any replay may see.
 
         Args:
             sharing_rows: fewest lines whose common prefix is read once; None: none is ever.
-            drafts: most that a line verifies beside its token.
             changes: of what adapters may change, each kind has graphs of its own.
+            drafts: most that a request verifies beside its token.
+            verified: most tokens of a step that verifies any.
+            chunked: most tokens of a step.
         """
         self._step = step
-        self._bounds = Bounds(1, max_length)
-        sizes = ladder(most)
-        self._sizes = {
-            Way(False): sizes,
-            Way(True): [] if sharing_rows is None else coarse(sizes, sharing_rows),
-        } | {Way(False, kind): coarse(sizes, 1) for kind in changes}
-        # Lines have as many tokens as they have: a graph serves whatever fits into its own.
-        self._drafting = Bounds(1 + drafts, max_length)
-        self._to_verify = [n for n in ladder(VERIFIED) if 1 < n <= most * (1 + drafts)] if drafts else []
-        self._verifies: dict[int, Replay] = {}
+        self._max_length = max_length
         self._record = record
-        self._forwards: dict[tuple[int, Way], Replay] = {}
+        self._decodes = {(False, 0): ladder(most)} | {
+            (False, kind): coarse(ladder(most), 1) for kind in changes
+        }
+        if sharing_rows is not None:
+            self._decodes[True, 0] = coarse(ladder(most), sharing_rows)
+        self._drafts, self._verified = drafts, coarse(ladder(verified), 2) if drafts else []
+        self._lines, largest = min(CHUNK_LINES, most), min(CHUNKED, chunked)
+        self._chunked = coarse(ladder(largest), CHUNK_LINES) if largest else []
+        self._forwards: dict[Form, Replay] = {}
         self._draws: dict[int, Replay] = {}
 
     def capture(self) -> None:
         """All sizes, the largest first, so that the smaller ones live in its memory."""
-        wanted = [(size, way) for way, sizes in self._sizes.items() for size in sizes[::-1]]
-        for size, way in tqdm(wanted, desc="Capturing graphs", unit="graph", leave=False):
-            self.pair(size, *way)
-        for size in self._to_verify[::-1]:
-            self.verifying(size)
+        for form in tqdm(self._forms(), desc="Capturing graphs", unit="graph", leave=False):
+            self.pair(form)
 
-    def size_to_verify(self, tokens: int) -> int | None:
-        """The size that serves steps of so many tokens, drafts among them; None: there is none."""
-        place = bisect_left(self._to_verify, tokens)
-        return self._to_verify[place] if place < len(self._to_verify) else None
+    def _forms(self) -> list[Form]:
+        """All there are."""
+        found = [self.decodes(size, *way) for way, sizes in self._decodes.items() for size in sizes[::-1]]
+        found += [self._verifying(size) for size in self._verified[::-1]]
+        return found + [self._chunks(size) for size in self._chunked[::-1]]
 
-    def verifying(self, size: int) -> Pair:
-        """The graphs of steps of so many tokens, in lines of any counts, all of which sample."""
-        step, bounds = self._step, self._drafting
-        if size not in self._verifies:
-            self._verifies[size] = self._record(lambda: step.forward(size, size, size, bounds, False))
-        if size not in self._draws:
-            self._draws[size] = self._record(lambda: step.draw(size, size))
-        return Pair(self._verifies[size], self._draws[size])
+    def decodes(self, lines: int, sharing: bool, changes: int = 0) -> Form:
+        """Of steps of one token a line, no more than `most` lines."""
+        sizes = self._decodes[sharing, changes]
+        size = sizes[bisect_left(sizes, lines)]
+        return Form(size, size, 1, sharing, changes)
 
-    def size_for(self, lines: int, sharing: bool, changes: int = 0) -> int:
-        """The size that serves so many lines, of which there are no more than `most`."""
-        sizes = self._sizes[Way(sharing, changes)]
-        return sizes[bisect_left(sizes, lines)]
+    def verifying(self, tokens: int) -> Form | None:
+        """Of steps of so many tokens, drafts among them, all of which sample; None: there is none."""
+        size = _at_least(self._verified, tokens)
+        return None if size is None else self._verifying(size)
 
-    def pair(self, size: int, sharing: bool, changes: int = 0) -> Pair:
-        """The graphs of a size. A capture computes what is packed now, again and without harm."""
-        step, bounds, key = self._step, self._bounds, (size, Way(sharing, changes))
-        if key not in self._forwards:
-            if changes:
-                action: Action = lambda: step.forward_adapted(size, bounds, changes)  # noqa: E731
+    def _verifying(self, size: int) -> Form:
+        return Form(size, size, 1 + self._drafts)
+
+    def chunks(self, tokens: int, lines: int) -> Form | None:
+        """Of any steps of so many tokens and lines; None: there is none."""
+        size = None if lines > self._lines else _at_least(self._chunked, tokens)
+        return None if size is None else self._chunks(size)
+
+    def _chunks(self, size: int) -> Form:
+        return Form(self._lines, size, as_many(size))
+
+    def pair(self, form: Form) -> Pair:
+        """Its graphs. A capture computes what is packed now, again and without harm."""
+        step, lines = self._step, form.lines
+        if form not in self._forwards:
+            bounds = Bounds(form.most, self._max_length)
+            if form.changes:
+                action: Action = lambda: step.forward_adapted(lines, bounds, form.changes)  # noqa: E731
             else:
-                action = lambda: step.forward(size, size, size, bounds, sharing)  # noqa: E731
-            self._forwards[key] = self._record(action)
-        if size not in self._draws:
-            self._draws[size] = self._record(lambda: step.draw(size, size))
-        return Pair(self._forwards[key], self._draws[size])
+                action = lambda: step.forward(lines, form.tokens, lines, bounds, form.sharing)  # noqa: E731
+            self._forwards[form] = self._record(action)
+        if lines not in self._draws:
+            self._draws[lines] = self._record(lambda: step.draw(lines, lines))
+        return Pair(self._forwards[form], self._draws[lines])
+
+
+def _at_least(sizes: Sequence[int], wanted: int) -> int | None:
+    place = bisect_left(sizes, wanted)
+    return sizes[place] if place < len(sizes) else None
 
 
 class CudaRecorder:

@@ -38,7 +38,7 @@ class Bounds(NamedTuple):
 def bounds_of(plan: StepPlan, finding_whole: bool) -> Bounds:
     """What is known of a step that may hold anything. `finding_whole`: whether long prompts go apart."""
     length = int((plan.starts + plan.counts).max())
-    mixed = Bounds(_as_many(int(plan.counts.max())), length)
+    mixed = Bounds(as_many(int(plan.counts.max())), length)
     if not finding_whole or mixed.count < LEAST:
         return mixed
     # The other attention takes everybody up to a count: whoever has more than that has to be whole.
@@ -52,10 +52,10 @@ def bounds_of(plan: StepPlan, finding_whole: bool) -> Bounds:
         for end, count in zip(ends[whole].tolist(), plan.counts[whole].tolist(), strict=True)
     )
     others = int(plan.counts[~whole].max(initial=0))
-    return Bounds(others and _as_many(others), length, prompts)
+    return Bounds(others and as_many(others), length, prompts)
 
 
-def _as_many(count: int) -> int:
+def as_many(count: int) -> int:
     """As if somebody had many tokens: steps of any counts run the same few programs."""
     return max(count, FEW_ROWS + 1)
 

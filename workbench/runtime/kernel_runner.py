@@ -1,4 +1,4 @@
-"""Computes plans on a GPU by the project's kernels: decodes by graph, everything else launch by launch.
+"""Computes plans on a GPU by the project's kernels: small steps by graph, everything else launch by launch.
 
 A launch queues a step and returns; its tokens stay on the device, where the next step finds them, and travel
 to the host by themselves. Knows rows and plans; nothing of requests or schedules.
@@ -19,7 +19,7 @@ from workbench.engine.result import Failure, Scores, StepResult
 from workbench.runtime.constraints import Constrained, Constraints, outcome
 from workbench.runtime.device import naming_faults
 from workbench.runtime.device_batch import DeviceBatch
-from workbench.runtime.graphs import DecodeGraphs, Replay
+from workbench.runtime.graphs import Form, Replay, StepGraphs
 from workbench.runtime.kernel_adapters import KernelAdapters
 from workbench.runtime.kernel_attention import bounds_of
 from workbench.runtime.kernel_step import KernelStep
@@ -98,7 +98,7 @@ class KernelRunner:
         batch: DeviceBatch,
         staging: Staging,
         mode: LogprobsMode,
-        graphs: DecodeGraphs,
+        graphs: StepGraphs,
         constraints: Constraints,
         clock: Clock,
         sampler: Sampler | None = None,
@@ -152,39 +152,35 @@ class KernelRunner:
         return self._last
 
     def _run(self, plan: StepPlan, sampling: int) -> Told:
-        if plan.drafts is not None:
-            return self._verify(plan, sampling)
-        lines = len(plan.rows)
-        decodes = sampling == lines and int(plan.counts.max()) == 1 and not self._step.finds_scales
-        changes = 0 if self._adapters is None else self._adapters.changes_of(plan)
-        shared = self._batch.shared_blocks(plan) if decodes and not changes else 0
-        size = self._graphs.size_for(lines, shared > 0, changes) if decodes else lines
-        order = self._order_of(plan) if decodes and size > IN_ORDER else None
-        self._staging.send(plan, plan.index % IN_FLIGHT, size, shared, order)
-        if not fits(plan, size):
+        """By graph where there is one for such a step."""
+        form, shared = self._form_of(plan, sampling)
+        lines = max(len(plan.rows), sampling) if form is None else form.lines
+        order = self._order_of(plan) if form is not None and form.most == 1 and lines > IN_ORDER else None
+        self._staging.send(plan, plan.index % IN_FLIGHT, lines, shared, order)
+        if not fits(plan, lines):
             self._batch.grow(plan.grown)
-        if decodes:
-            if self._adapters is not None and changes:
-                self._adapters.send(plan, plan.index % IN_FLIGHT, size, order and order.lines)
-            forward, draw = self._graphs.pair(size, shared > 0, changes)
-            forward.replay()
-            return self._sample(plan, size, sampling, draw)
-        return self._run_ragged(plan, size, sampling)
-
-    def _verify(self, plan: StepPlan, sampling: int) -> Told:
-        """A step with drafts: by graph where it holds nothing but decodes and drafts, and few of them."""
-        decodes = sampling == plan.num_tokens and not self._step.finds_scales
-        adapted = self._adapters is not None and self._adapters.changes_of(plan) > 0
-        graph = self._graphs.size_to_verify(sampling) if decodes and not adapted else None
-        size = graph or max(len(plan.rows), sampling)
-        self._staging.send(plan, plan.index % IN_FLIGHT, size, 0, None)
-        if not fits(plan, size):
-            self._batch.grow(plan.grown)
-        if graph is None:
-            return self._run_ragged(plan, size, sampling)
-        forward, draw = self._graphs.verifying(size)
+        if form is None:
+            return self._run_ragged(plan, lines, sampling)
+        if self._adapters is not None and form.changes:
+            self._adapters.send(plan, plan.index % IN_FLIGHT, lines, order and order.lines)
+        forward, draw = self._graphs.pair(form)
         forward.replay()
-        return self._sample(plan, size, sampling, draw)
+        return self._sample(plan, lines, sampling, draw)
+
+    def _form_of(self, plan: StepPlan, sampling: int) -> tuple[Form | None, int]:
+        """What graph serves the step, None: none does; and leading blocks that are read once, 0: none."""
+        if self._step.finds_scales:
+            return None, 0
+        changes = 0 if self._adapters is None else self._adapters.changes_of(plan)
+        tokens = plan.num_tokens
+        if sampling == tokens and plan.drafts is None:
+            shared = 0 if changes else self._batch.shared_blocks(plan)
+            return self._graphs.decodes(tokens, shared > 0, changes), shared
+        if changes or plan.scoring is not None:
+            return None, 0
+        if sampling == tokens:
+            return self._graphs.verifying(tokens), 0
+        return self._graphs.chunks(tokens, max(len(plan.rows), sampling)), 0
 
     def _run_ragged(self, plan: StepPlan, lines: int, sampling: int) -> Told:
         """Any step, launch by launch; `lines`: of the packed array."""

@@ -54,8 +54,13 @@ class KernelStep:
         max_tokens: int,
         max_lines: int,
         adapters: KernelAdapters | None = None,
+        drafts: bool = False,
     ) -> None:
-        """`packed`: the device's packed array. `max_tokens`, `max_lines`: a step computes and samples."""
+        """`packed`: the device's packed array. `max_tokens`, `max_lines`: a step computes and samples.
+
+        `drafts`: steps may bring some.
+        """
+        self._drafts = drafts
         self._adapters = adapters
         self._behind: AdaptedOperations | None = None  # of the rows whose hidden states the last step gave
         spec, rows = model.spec, max_lines
@@ -109,6 +114,8 @@ class KernelStep:
         """
         batch, arrays = self._batch, self.arrays(lines)
         apply_growth(batch.tables, *arrays.grown.unbind(0))
+        if self._drafts and bounds.count > 1:
+            append(batch.tokens, *arrays.drafted.unbind(0))
         flat = Flat(
             self._token_ids[:tokens], self._positions[:tokens], tuple(slots[:tokens] for slots in self._slots)
         )

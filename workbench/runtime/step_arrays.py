@@ -36,6 +36,7 @@ class StepArrays(NamedTuple):
     lengths: Tensor  # [R]; the row's tokens before the one sampled
     shared: Tensor  # [1]; leading blocks that all lines have in common
     grown: Tensor  # [3, G, R]; rows (NOBODY: padding), places, blocks
+    drafted: Tensor  # [3, R]; rows (NOBODY: padding), positions, ids of drafts, which nobody has sampled
 
 
 Longs = npt.NDArray[np.int64]
@@ -55,7 +56,7 @@ def views(memory: Tensor, lines: int, groups: int) -> StepArrays:
 def _places(lines: int, groups: int) -> list[tuple[int, int, tuple[int, ...]]]:
     """Where each field begins and ends, and its shape."""
     line = (lines,)
-    shapes = [line, line, (lines + 1,), line, line, line, line, (1,), (3, groups, lines)]
+    shapes = [line, line, (lines + 1,), line, line, line, line, (1,), (3, groups, lines), (3, lines)]
     places, begin = [], 0
     for shape in shapes:
         end = begin + math.prod(shape)
@@ -88,7 +89,7 @@ def pack(fields: Fields, plan: StepPlan, order: Order | None = None) -> None:
 
     `grown` holds nothing where the plan grows more blocks than there are lines: see `fits`.
     """
-    rows, starts, begins, last, option_rows, token_rows, lengths, _, grown = fields
+    rows, starts, begins, last, option_rows, token_rows, lengths, _, grown, drafted = fields
     n = len(plan.rows)
     lines = slice(None) if order is None else order.lines
     rows[:n] = plan.rows[lines]
@@ -96,7 +97,7 @@ def pack(fields: Fields, plan: StepPlan, order: Order | None = None) -> None:
     begins[0] = 0
     plan.counts[lines].cumsum(out=begins[1 : n + 1])
     ends = begins[1 : n + 1] if order is None else begins[1 : n + 1][order.places]
-    m = _pack_yields((last, option_rows, token_rows, lengths), plan, ends)
+    m = _pack_yields((last, option_rows, token_rows, lengths, drafted), plan, ends)
     if n < len(rows):
         begins[n + 1 :] = begins[n]
         rows[n:] = starts[n:] = 0
@@ -112,12 +113,16 @@ def pack(fields: Fields, plan: StepPlan, order: Order | None = None) -> None:
 
 def _pack_yields(fields: Fields, plan: StepPlan, ends: Ints) -> int:
     """What is sampled; how many. `ends` [n]: where in the step's tokens each of the plan's lines ends."""
-    last, option_rows, token_rows, lengths = fields
+    last, option_rows, token_rows, lengths, drafted = fields
+    drafted[0] = NOBODY
     if plan.drafts is not None:
         rows, positions, lines = plan.yields
-        m = len(rows)
+        m, count = len(rows), plan.num_drafts
         last[:m] = (ends - plan.counts - plan.starts)[lines] + positions - 1
         lengths[:m] = positions
+        drafted[0, :count] = rows[m - count :]
+        np.subtract(positions[m - count :], 1, out=drafted[1, :count])
+        drafted[2, :count] = plan.drafts.token_ids
     else:
         sampling: slice | Bools = slice(None) if plan.samples.all() else plan.samples
         rows = plan.rows[sampling]

@@ -28,45 +28,77 @@ LEAST_GAIN = 1.02  # in tokens a second: less is lost in what is measured badly
 FREE, STRIDE = 16, 1.25  # steps so large may be tried unseen; beyond, so much larger than any that was seen
 
 
-class StepCosts:
-    """Seconds of a step by its tokens: a mean for each size, sizes an eighth of an octave apart."""
+class Means:
+    """Numbers by a step's tokens: a mean for each size, sizes an eighth of an octave apart."""
 
     def __init__(self) -> None:
         self._tokens: dict[int, float] = {}
-        self._seconds: dict[int, float] = {}
+        self._values: dict[int, float] = {}
         self._seen: dict[int, int] = {}
 
-    def took(self, tokens: int, seconds: float) -> None:
-        """A step of so many tokens took so long."""
+    def add(self, tokens: int, value: float) -> None:
         size = _size(tokens)
-        seen = self._seen[size] = self._seen.get(size, 0) + 1
-        known = self._seconds.get(size)
-        if known is None:
-            known = float(self.at(np.array([float(tokens)]))[0]) if self._seconds else seconds
-        # What is twice as slow as ever, or as steps around it, is a pause of somebody else's, or compiles
-        # something, the first time; if it stays, the mean gets there too.
-        new = min(seconds, 2 * known)
+        seen = self._seen[size] = self.seen(tokens) + 1
         weight = max(0.1, 1 / seen)
-        self._seconds[size] = known + weight * (new - known)
-        before = self._tokens.get(size, float(tokens))
-        self._tokens[size] = before + weight * (tokens - before)
+        for means, new in ((self._tokens, float(tokens)), (self._values, value)):
+            before = means.get(size, new)
+            means[size] = before + weight * (new - before)
 
     def seen(self, tokens: int) -> int:
-        """Steps of that size that were timed."""
+        """How many of that size."""
         return self._seen.get(_size(tokens), 0)
+
+    @property
+    def largest(self) -> float:
+        """Tokens of the largest step; 0: there is none."""
+        return max(self._tokens.values(), default=0.0)
+
+    def points(self) -> tuple[list[float], list[float]]:
+        """Tokens, ascending, and their means."""
+        order = sorted(self._tokens, key=self._tokens.__getitem__)
+        return [self._tokens[size] for size in order], [self._values[size] for size in order]
+
+
+class StepCosts:
+    """Seconds of a step by its tokens, and how many more where drafts are among them.
+
+    Those are found, and verified, between one step and the next, while the device waits; steps without
+    overlap.
+    """
+
+    def __init__(self) -> None:
+        self._plain, self._more = Means(), Means()
+
+    def took(self, tokens: int, seconds: float, drafts: int) -> None:
+        """A step of so many tokens, drafts among them, took so long."""
+        plain = self._plain.largest and float(self.plain(tokens))
+        known = float(self.drafting(np.array([float(tokens)]))[0]) if drafts else plain
+        # What is twice as slow as ever, or as steps around it, is a pause of somebody else's, or compiles
+        # something, the first time; if it stays, the mean gets there too.
+        new = min(seconds, 2 * known) if known else seconds
+        if drafts:
+            self._more.add(tokens, new - plain)
+        else:
+            self._plain.add(tokens, new)
+
+    def seen(self, tokens: int) -> int:
+        """Steps of that size, without drafts, that were timed."""
+        return self._plain.seen(tokens)
 
     @property
     def limit(self) -> int:
         """Tokens of the largest step that may be tried."""
-        return max(FREE, int(STRIDE * max(self._tokens.values())))
+        return max(FREE, int(STRIDE * max(self._plain.largest, self._more.largest)))
 
-    def at(self, tokens: Floats) -> Floats:
-        """Seconds, from the sizes around; beyond the largest that was seen, as if tokens were free."""
-        order = sorted(self._tokens, key=self._tokens.__getitem__)
-        found: Floats = np.interp(
-            tokens, [self._tokens[size] for size in order], [self._seconds[size] for size in order]
-        )
-        return found
+    def plain(self, tokens: float) -> float:
+        """Seconds without drafts, from the sizes around; beyond the largest, as if tokens were free."""
+        return float(np.interp(tokens, *self._plain.points()))
+
+    def drafting(self, tokens: Floats) -> Floats:
+        """The same with drafts; what they add is believed to grow from nothing to the least that was seen."""
+        counts, more = self._more.points()
+        found: Floats = np.interp(tokens, *self._plain.points())
+        return found + np.interp(tokens, [0.0, *counts], [0.0, *more])
 
 
 def _size(tokens: int) -> int:
@@ -92,9 +124,9 @@ class Pace:
         self._right[row], self._wrong[row] = PRIOR * share, PRIOR * (1 - share)
         self._rest[row], self._wait[row] = 0, REST
 
-    def took(self, tokens: int, seconds: float) -> None:
+    def took(self, tokens: int, seconds: float, drafts: int) -> None:
         """A step of decodes, drafts among its tokens, took so long from the end of the one before."""
-        self._costs.took(tokens, seconds)
+        self._costs.took(tokens, seconds, drafts)
 
     def verified(self, rows: Longs, drafted: Longs, accepted: Longs) -> None:
         """Of so many drafts of each row, so many were right before one was wrong."""
@@ -134,7 +166,9 @@ class Pace:
         rows, most = chances.shape
         order = np.argsort(-chances, None, kind="stable")[: max(0, self._costs.limit - rows)]
         expected = rows + np.concatenate([[0.0], chances.reshape(-1)[order].cumsum()])
-        speed = expected / self._costs.at(rows + np.arange(len(expected), dtype=np.float64))
+        seconds = self._costs.drafting(rows + np.arange(len(expected), dtype=np.float64))
+        seconds[0] = self._costs.plain(rows)
+        speed = expected / seconds
         count = int(speed.argmax())
         if speed[count] < LEAST_GAIN * speed[0]:
             count = 0

@@ -8,7 +8,7 @@ from copy import copy, deepcopy
 import numpy as np
 
 from workbench.engine.drafting import Proposals
-from workbench.engine.plan import Ints, StepPlan
+from workbench.engine.plan import Bools, Ints, StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 from workbench.engine.running import Longs, Running
@@ -40,10 +40,12 @@ class Speculator:
         self._verifies = verifies
         self._pace = pace
         self._wanted: Longs = np.zeros(0, np.int64)  # by place, for the membership `_version`
+        self._able: Bools = np.zeros(0, bool)  # the same: who can draft at all
         self._version = -1
         self._holds = 0  # steps for which `_wanted` holds
         self._last: StepResult | None = None  # of the step before, where it was one of decodes
         self._lines = 0  # its requests
+        self._drafted = False  # and whether it verified drafts
 
     def copy(self) -> Speculator:
         """It shares the drafter: whoever is asked twice, or enters a free row twice, says the same."""
@@ -65,15 +67,15 @@ class Speculator:
     def _lengths(self, running: Running) -> Longs:
         """[n]; drafts that are wanted of each."""
         if self._version != running.version or not self._holds:
+            if self._version != running.version:
+                self._able = np.array([self._verifies(request.params) for request in running.requests], bool)
             self._version, self._holds = running.version, HOLDS
             if self._pace is None:
                 self._wanted = np.full(running.count, self._room.each)
             else:
                 self._wanted = self._pace.wanted(running.row)
                 self._holds = self._pace.holds
-            if self._wanted.any():
-                able = [self._verifies(request.params) for request in running.requests]
-                self._wanted = np.where(able, self._wanted, 0)
+            self._wanted = self._wanted * self._able
         return self._wanted
 
     def propose(self, running: Running, most: Longs) -> Proposals | None:
@@ -114,12 +116,14 @@ class Speculator:
     def _time(self, pace: Pace, plan: StepPlan, result: StepResult) -> None:
         """From the end of one step of decodes to that of the next, with all that goes on between the two.
 
-        A step that drafts and does not verify, or verifies and drafts no more, is like none that follow.
+        A step that drafts and does not verify, or verifies and drafts no more, is like none that follow; nor
+        is one without drafts that could not overlap with the one before.
         """
-        lines, before = len(plan.rows), self._last
-        decodes = plan.num_tokens == lines + plan.num_drafts and bool(plan.samples.all())
+        lines, drafts, before = len(plan.rows), plan.num_drafts, self._last
+        decodes = plan.num_tokens == lines + drafts and bool(plan.samples.all())
         usual = self._relay is None or (plan.asks is None) == (plan.drafts is None)
-        follows = before is not None and before.index + 1 == result.index and self._lines == lines
+        usual = usual and (drafts > 0 or not self._drafted)
+        follows = before is not None and before.index + 1 == result.index and self._lines >= lines
         if decodes and usual and before is not None and follows:
-            pace.took(plan.num_tokens, result.collect_s - before.collect_s)
-        self._last, self._lines = result if decodes else None, lines
+            pace.took(plan.num_tokens, result.collect_s - before.collect_s, drafts)
+        self._last, self._lines, self._drafted = result if decodes else None, lines, drafts > 0
