@@ -135,7 +135,7 @@ def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_toke
 def test_chunks_in_graphs_of_more_tokens_and_lines_change_no_token(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts whole and in part, decodes beside them, one that samples nothing, and drafts."""
+    """Prompts whole and in part, and decodes beside them."""
     monkeypatch.setattr(graphs, "CHUNKED", 24)
     forms: list[graphs.Form] = []
     pair = StepGraphs.pair
@@ -145,22 +145,19 @@ def test_chunks_in_graphs_of_more_tokens_and_lines_change_no_token(
         return pair(self, form)
 
     oracle = tiny.load(folders["llama"])
-    config = {"method": "ngram", "num_speculative_tokens": 2, "adaptive": False}
-    settings = {"max_num_batched_tokens": 20, "max_num_seqs": 2, "speculative_config": config}
-    with open_llm(folders["llama"], **settings) as llm:
+    with open_llm(folders["llama"], max_num_batched_tokens=20, max_num_seqs=2) as llm:
         monkeypatch.setattr(StepGraphs, "pair", watched)
         wanted = [*prompts(2), [5, 6, 7, 5, 6, 7, 5, 6]]
-        params = SamplingParams(temperature=0, max_tokens=COUNT, ignore_eos=True)
+        params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (2, 5, 3)]
         with llm.trace.record() as trace:
             outputs = llm.generate(wanted, params, use_tqdm=False)
     for prompt, output in zip(wanted, outputs, strict=True):
-        expected = tiny.greedy(oracle, prompt, COUNT)
+        expected = tiny.greedy(oracle, prompt, 5)[: len(output.outputs[0].token_ids)]
         assert list(output.outputs[0].token_ids)[: len(expected)] == expected
     steps = trace.steps
     assert len(forms) == len(steps), "every step has a graph"
     assert {form.tokens for form in forms if form.most > 3} == {16}, "of 8 to 15 tokens"
     assert ((steps.prefill > 0) & (steps.decode > 0)).any()
-    assert (steps.draft > 0).any()
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs", "raw_logits", "processed_logits"])

@@ -53,10 +53,13 @@ class Means:
         """Tokens of the largest step; 0: there is none."""
         return max(self._tokens.values(), default=0.0)
 
-    def points(self) -> tuple[list[float], list[float]]:
-        """Tokens, ascending, and their means."""
+    def at(self, tokens: Floats, rising: bool = False) -> Floats:
+        """From the sizes around, and beyond them as at their ends, or `rising` from nothing to the first."""
         order = sorted(self._tokens, key=self._tokens.__getitem__)
-        return [self._tokens[size] for size in order], [self._values[size] for size in order]
+        nothing = [0.0] if rising or not order else []
+        counts = nothing + [self._tokens[size] for size in order]
+        found: Floats = np.interp(tokens, counts, nothing + [self._values[size] for size in order])
+        return found
 
 
 class StepCosts:
@@ -71,7 +74,7 @@ class StepCosts:
 
     def took(self, tokens: int, seconds: float, drafts: int) -> None:
         """A step of so many tokens, drafts among them, took so long."""
-        plain = self._plain.largest and float(self.plain(tokens))
+        plain = self.plain(tokens)
         known = float(self.drafting(np.array([float(tokens)]))[0]) if drafts else plain
         # What is twice as slow as ever, or as steps around it, is a pause of somebody else's, or compiles
         # something, the first time; if it stays, the mean gets there too.
@@ -92,13 +95,11 @@ class StepCosts:
 
     def plain(self, tokens: float) -> float:
         """Seconds without drafts, from the sizes around; beyond the largest, as if tokens were free."""
-        return float(np.interp(tokens, *self._plain.points()))
+        return float(self._plain.at(np.array([float(tokens)]))[0])
 
     def drafting(self, tokens: Floats) -> Floats:
         """The same with drafts; what they add is believed to grow from nothing to the least that was seen."""
-        counts, more = self._more.points()
-        found: Floats = np.interp(tokens, *self._plain.points())
-        return found + np.interp(tokens, [0.0, *counts], [0.0, *more])
+        return self._plain.at(tokens) + self._more.at(tokens, rising=True)
 
 
 def _size(tokens: int) -> int:
