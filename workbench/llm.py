@@ -324,7 +324,7 @@ class LLM:
         engine.wait_for_work()
         with engine.undisturbed() as interrupts:
             commit = engine.step()
-            self.trace.flush()  # whoever steps by hand may look long before the next step
+            self.trace.flush()  # whoever steps by hand may look at once, not a second later
             interrupts.check()  # while nothing has been told, so that the next step tells it
             outputs = self._requests.outputs_by_hand(commit)
             return describe(commit, engine.scheduler.limits.budget, outputs)
