@@ -19,6 +19,7 @@ from workbench.engine.loop import Engine
 from workbench.engine.policies import Policy
 from workbench.intake import Intake
 from workbench.likelihood import likelihood, read_pairs, requests_for
+from workbench.loras import Loras
 from workbench.metrics import Metric, read_metrics
 from workbench.open_requests import CLOSED, OpenRequests
 from workbench.outputs import BeamSearchOutput, Likelihood, RequestOutput
@@ -110,7 +111,8 @@ class LLM:
         self._memory = built.memory
         self._requests = OpenRequests(built.engine)
         intake = Intake(built, self._clock, built.engine.scheduler.tokens_of, self._requests.in_use)
-        self._open: Parts | None = Parts(built, intake, AsyncStreams(self._requests))
+        loras = Loras(built, self._clock, self._emit)
+        self._open: Parts | None = Parts(built, intake, AsyncStreams(self._requests), loras)
         self._watchers = Watchers(self._emit, self._clock, lambda: self._open and self._open.built)
 
     # --- the parts ------------------------------------------------------------------------------------
@@ -324,7 +326,7 @@ class LLM:
         engine.wait_for_work()
         with engine.undisturbed() as interrupts:
             commit = engine.step()
-            self.trace.flush()  # whoever steps by hand may look long before the next step
+            self.trace.flush()  # whoever steps by hand may look at once, not a second later
             interrupts.check()  # while nothing has been told, so that the next step tells it
             outputs = self._requests.outputs_by_hand(commit)
             return describe(commit, engine.scheduler.limits.budget, outputs)
@@ -360,9 +362,7 @@ class LLM:
 
     def remove_lora(self, lora_id: int) -> bool:
         """Forget an adapter; False where there is none. ValueError while open requests use it."""
-        with self._engine.undisturbed():
-            self._engine.drain()
-            return adapters_of(self._parts).remove(lora_id, self._engine.scheduler.users_of)
+        return self._opened.loras.remove(lora_id)
 
     def list_loras(self) -> set[int]:
         """The lora_int_ids that were added, by `add_lora` or with a request."""
@@ -370,8 +370,8 @@ class LLM:
 
     def pin_lora(self, lora_id: int) -> bool:
         """From its next request on, an adapter keeps its slot on the device until it is removed."""
-        with self._engine.undisturbed():
-            return adapters_of(self._parts).pin(lora_id)
+        self._opened.loras.pin(lora_id)
+        return True
 
     def close(self) -> None:
         """End what is open and give all memory back. The trace can still be read."""

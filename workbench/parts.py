@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from workbench.build import Built
 from workbench.intake import Intake
+from workbench.loras import Loras
 from workbench.streams import AsyncStreams
 
 
@@ -13,3 +14,4 @@ class Parts(NamedTuple):
     built: Built
     intake: Intake
     streams: AsyncStreams
+    loras: Loras

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.lora.home import (
     Home,
     mixed,
@@ -59,3 +61,22 @@ def test_a_recording_with_adapters_replays(home: Home) -> None:
     assert again.requests.adapter.fillna("").tolist() == trace.requests.adapter.fillna("").tolist()
     wide = replay(trace, max_loras=3)
     assert len(wide.steps) < len(trace.steps), "nobody waits for a slot"
+
+
+def test_a_recording_tells_who_was_pinned_and_removed_and_replays(home: Home) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    with open_llm(home.base("llama"), max_loras=2, enable_prefix_caching=False) as llm:
+        large, small = home.request("llama", "large"), home.request("llama", "small")
+        llm.add_lora(large)
+        with llm.trace.record() as trace:
+            assert llm.pin_lora(large.lora_int_id)
+            for _ in range(2):
+                asked = [home.request("llama", name) for name in mixed(8)]
+                llm.generate(prompts(8), greedy, lora_request=asked, use_tqdm=False)
+            assert llm.remove_lora(large.lora_int_id)
+            assert not llm.remove_lora(large.lora_int_id)
+            llm.generate(prompts(3), greedy, lora_request=[small, large, None], use_tqdm=False)
+    lines = trace.events[trace.events.kind.isin(["adapter_pinned", "adapter_removed"])]
+    assert lines.kind.tolist() == ["adapter_pinned", "adapter_removed"]
+    assert [json.loads(detail)["adapter"] for detail in lines.detail] == ["large", "large"]
+    assert str(Trace.diff(trace, replay(trace))) == "no difference: both runs decided alike"

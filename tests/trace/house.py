@@ -19,6 +19,7 @@ from workbench.engine.policies import FirstComeFirstServed
 from workbench.engine.request import Request, Times
 from workbench.engine.result import LogprobColumns, StepResult
 from workbench.engine.scheduler import Scheduler
+from workbench.lora.adapters import Adapters
 from workbench.params import SamplingParams
 from workbench.sim.adapters import NamedAdapters
 from workbench.trace import Trace
@@ -147,13 +148,15 @@ def build(
     groups: Sequence[KVGroup] = (KVGroup((0,)),),
     watched: bool = True,
     caching: bool = True,
-    adapters: Sequence[str] = (),
+    adapters: Sequence[str] | Adapters = (),
     max_loras: int = 2,
 ) -> House:
     clock, emitter = TickingClock(), Emitter()
     cache = CacheManager(BlockPool(blocks), groups, BLOCK_SIZE, hash_function("sha256"), caching=caching)
-    limits, named = Limits(budget, rows, MAX_LENGTH), NamedAdapters(adapters, max_loras) if adapters else None
-    scheduler = Scheduler(limits, cache, FirstComeFirstServed(), clock, emitter, adapters=named)
+    limits, home = Limits(budget, rows, MAX_LENGTH), adapters if isinstance(adapters, Adapters) else None
+    if home is None and adapters:
+        home = NamedAdapters(adapters, max_loras)
+    scheduler = Scheduler(limits, cache, FirstComeFirstServed(), clock, emitter, adapters=home)
     trace = Trace(max_steps, decode=lambda ids: " ".join(f"t{token_id}" for token_id in ids))
     if watched:
         emitter.add(trace.observer)

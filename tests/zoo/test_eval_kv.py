@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 from workbench import LLM, SamplingParams
 from workbench.__main__ import main
+from workbench.bench.provenance import provenance
+from workbench.bench.rows import ORIGIN
 from workbench.evals import kv
 from workbench.models.zoo import registry
 
@@ -77,14 +80,32 @@ def test_the_command_writes_rows_and_a_picture(tmp_path: Path, capsys: pytest.Ca
     text, table, picture = tmp_path / "text.txt", tmp_path / "rows.csv", tmp_path / "kl.svg"
     text.write_text(TEXT)
     where = ["--text", str(text), "-o", str(table), "--plot", str(picture)]
+    began = datetime.now(UTC).replace(microsecond=0)
     status = main(["eval", "kv", "wren-1m", "--texts", "1", "-n", "0", "--device", "cpu", "--json", *where])
     assert status == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     with table.open(newline="") as file:
         written = list(csv.DictReader(file))
     assert [line["kv"] for line in written] == [line["kv"] for line in told["rows"]]
+    assert list(written[0]) == [*ORIGIN, "model", "seed", *kv.COLUMNS]
+    with LLM("zoo/wren-1m", device="cpu") as llm:
+        device = llm.config.device_name
+    for line in written:
+        assert {name: line[name] for name in ORIGIN} == provenance(device) | {"date": line["date"]}
+        assert datetime.fromisoformat(line["date"]) >= began
+        assert (line["model"], line["seed"]) == ("wren-1m", "0")
     assert {"auto", "fp8"} == {line["kv"] for line in written}
     assert "fp8" in picture.read_text()
+
+
+def test_a_file_with_other_columns_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "compare", lambda *given, **named: pytest.fail("it was measured all the same"))
+    old = tmp_path / "rows.csv"
+    old.write_text(",".join(("model", "seed", *kv.COLUMNS)) + "\n")
+    assert main(["eval", "kv", "wren-1m", "--device", "cpu", "-o", str(old)]) == 2
+    assert "has other columns" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

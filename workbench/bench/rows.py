@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
+ORIGIN = ("date", "device", "torch", "triton", "workbench", "commit")  # of `provenance`: a row begins with it
 
 
 class Result(NamedTuple):
@@ -21,7 +22,7 @@ class Result(NamedTuple):
 
 def of_origin(row: Row) -> Row:
     """Where and with what a row was measured."""
-    return {name: row[name] for name in ("date", "device", "torch", "triton", "workbench", "commit")}
+    return {name: row[name] for name in ORIGIN}
 
 
 def append(file: Path, rows: Sequence[Row]) -> None:

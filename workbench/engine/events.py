@@ -120,6 +120,24 @@ class AdapterEvicted:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterPinned:
+    """Somebody pinned a LoRA adapter: once it has a slot, it keeps it until it is removed."""
+
+    at: float
+    adapter: str
+    slot: int | None  # that it has already; None: it has none yet
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRemoved:
+    """Somebody removed a LoRA adapter, which nobody used; one of that name that comes later is another."""
+
+    at: float
+    adapter: str
+    slot: int | None  # that is free now; None: it had none
+
+
+@dataclass(frozen=True, slots=True)
 class RequestPreempted:
     """Blocks ran out: a request gave its own back and waits again, to be recomputed."""
 
@@ -224,6 +242,8 @@ Event = (
     | RequestPreempted
     | AdapterLoaded
     | AdapterEvicted
+    | AdapterPinned
+    | AdapterRemoved
     | BlocksChanged
     | StepPlanned
     | StepCommitted

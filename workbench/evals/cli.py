@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.bench.rows import append
+from workbench.bench.provenance import provenance
+from workbench.bench.rows import ORIGIN, append
 from workbench.console import format_table, say
 from workbench.models.zoo import registry
 from workbench.models.zoo.corpus import tasks
@@ -103,9 +104,8 @@ def _kv(arguments: argparse.Namespace) -> int:
     from workbench.evals import kv
 
     folder = registry.folder(arguments.model)
-    columns = ("model", "seed", *kv.COLUMNS)
     if arguments.output:
-        check_output(arguments.output, columns)
+        check_output(arguments.output, (*ORIGIN, "model", "seed", *kv.COLUMNS))
     found = kv.compare(
         folder,
         arguments.kv.split(","),
@@ -121,7 +121,7 @@ def _kv(arguments: argparse.Namespace) -> int:
             kv.COLUMNS, [["" if value is None else value for value in row.values()] for row in rows]
         )
     )
-    about = {"model": arguments.model, "seed": arguments.seed}
+    about = provenance(found[0].device) | {"model": arguments.model, "seed": arguments.seed}
     if arguments.plot:
         kv.plot(found).savefig(arguments.plot)
         say(f"wrote {arguments.plot}")

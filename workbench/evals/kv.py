@@ -72,6 +72,7 @@ class Comparison(NamedTuple):
     """One kind of cache beside the model's own."""
 
     kv: str
+    device: str  # by name: where both were
     told: Told
     beginnings: list[Beginning]
     answers: list[Answer]
@@ -107,9 +108,8 @@ def compare(
             reading = _read(base, text, texts, longest, seed)
             told = told_by(base, other, reading, bar)
             pairs = _questions(folder, questions, seed, longest) if questions else []
-            found.append(
-                Comparison(kv, told, parted_by(base, other, reading, longest), _answers(other, pairs))
-            )
+            parted, answers = parted_by(base, other, reading, longest), _answers(other, pairs)
+            found.append(Comparison(kv, other.config.device_name, told, parted, answers))
     return found
 
 

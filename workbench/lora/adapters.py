@@ -41,6 +41,13 @@ class Boarded(NamedTuple):
     evicted: int | None  # number of the one that made room
 
 
+class Placed(NamedTuple):
+    """An adapter, and where it lies."""
+
+    name: str  # as the user calls it
+    slot: int | None  # None: nowhere
+
+
 class Adapters:
     """Known adapters, the host's weights (LRU of `max_cpu_loras`), and the device's slots."""
 
@@ -90,8 +97,8 @@ class Adapters:
             self._known[request.lora_int_id] = self._by_number[adapter.number] = adapter
             return adapter
 
-    def remove(self, lora_int_id: int, in_use: Callable[[int], int]) -> bool:
-        """Forget an adapter; False where there is none.
+    def remove(self, lora_int_id: int, in_use: Callable[[int], int]) -> Placed | None:
+        """Forget an adapter: which one it was, and where it lay. None where there is none.
 
         Args:
             in_use: how many open requests use the adapter of a number.
@@ -102,7 +109,8 @@ class Adapters:
         with self._lock:
             adapter = self._known.get(lora_int_id)
             if adapter is None:
-                return False
+                return None
+            placed = self._placed(adapter)
             if users := in_use(adapter.number):
                 raise ValueError(
                     f"{adapter.called} is used by {users} open request{'s' * (users > 1)}: let them end, or"
@@ -112,10 +120,10 @@ class Adapters:
             self.slots.pinned.discard(adapter.number)
             self._host.pop(adapter.number, None)
             del self._known[lora_int_id], self._by_number[adapter.number]
-            return True
+            return placed
 
-    def pin(self, lora_int_id: int) -> bool:
-        """Once it has a slot, an adapter keeps it.
+    def pin(self, lora_int_id: int) -> Placed:
+        """Once it has a slot, an adapter keeps it: which one it is, and where it lies by now.
 
         Raises:
             ValueError: it is not known, or no slot would be left to the others.
@@ -131,12 +139,15 @@ class Adapters:
                     f" ({self.slots.count}), or remove_lora those that are not needed"
                 )
             self.slots.pinned = pinned
-            return True
+            return self._placed(adapter)
 
     def ids(self) -> set[int]:
         """The lora_int_ids of all that were added."""
         with self._lock:
             return set(self._known)
+
+    def _placed(self, adapter: Adapter) -> Placed:
+        return Placed(adapter.request.lora_name, self.slots.slot_of(adapter.number))
 
     def _check_room(self) -> None:
         if len(self.slots.pinned) >= self.slots.count:

@@ -9,7 +9,7 @@ The recording says in which order the scheduler was called, which is how the rep
     request arrived -> add      step planned -> plan      step committed -> commit      step failed -> fail
     request finished, by an abort -> abort                blocks changed, by a reset -> forget the cache
     queue reordered -> reorder                            budget changed -> set the budget
-    request ready -> wake, its grammar is there
+    request ready -> wake, its grammar is there           adapter pinned or removed -> likewise
 
 A recording does not say what was in the prefix cache before it: begin it with the engine, or right after
 `reset_prefix_cache`. Nor does it hold a scheduling policy that is an object of somebody's own: hand it over.
@@ -32,6 +32,8 @@ from workbench.cache.pool import BlockPool
 from workbench.engine.books import Limits
 from workbench.engine.clock import Clock
 from workbench.engine.events import (
+    AdapterPinned,
+    AdapterRemoved,
     BlocksChanged,
     BudgetChanged,
     Emitter,
@@ -90,7 +92,7 @@ def replay(trace: Trace, **changes: Any) -> Trace:
     Raises:
         TypeError: an unknown setting.
         ValueError: the trace holds no events, begins in mid-run, was made under a policy that is not handed
-            over, or the settings cannot hold its requests.
+            over, or the settings cannot hold its requests, or not beside the adapters that were pinned.
     """
     recording = trace.recording()
     events = recording.events
@@ -219,6 +221,8 @@ class _Player:
                     self._reorder(event)
                 case BudgetChanged() if self._same_budget:
                     self.scheduler.set_budget(event.budget)
+                case AdapterPinned() | AdapterRemoved() if self._adapters is not None:
+                    self._change(event, self._adapters)
                 case BlocksChanged() if any(change.reason == CACHE_RESET for change in event.changes):
                     self.scheduler.forget_prefixes()
                 case _:
@@ -240,6 +244,17 @@ class _Player:
         self._latest[request.request_id] = request
         self.scheduler.add(request)
 
+    def _change(self, event: AdapterPinned | AdapterRemoved, adapters: NamedAdapters) -> None:
+        """Nobody used an adapter that was removed; under other settings somebody may, who keeps it."""
+        number = adapters.number_of(event.adapter)
+        assert number is not None, "an adapter without a name was pinned or removed"
+        slot = adapters.slots.slot_of(number)
+        if isinstance(event, AdapterPinned):
+            adapters.pin(number)
+        else:
+            adapters.remove(number, used=self.scheduler.users_of(number) > 0)
+        self._emit(dataclasses.replace(event, slot=slot))
+
     def _reorder(self, event: QueueReordered) -> None:
         """Of those who were moved, the ones that wait under these settings too."""
         moved = [self._latest[name] for name in event.request_ids]
@@ -256,6 +271,11 @@ class _Player:
     def _plan(self) -> bool:
         while len(self.scheduler.flights) >= self._depth:  # other settings make other steps
             self._commit(None)
+        return self._planned()
+
+    def _planned(self) -> bool:
+        if self._adapters is not None:
+            self._adapters.check_room(self.scheduler.waiting)
         return self.scheduler.plan() is not None
 
     def _commit(self, recorded: StepCommitted | None) -> None:
@@ -303,7 +323,7 @@ class _Player:
                 self._commit(None)
 
     def _plan_within(self) -> bool:
-        return len(self.scheduler.flights) < self._depth and self.scheduler.plan() is not None
+        return len(self.scheduler.flights) < self._depth and self._planned()
 
 
 def _follows(asked: Sequence[tuple[int, Script, int]], positions: Sequence[int]) -> list[Forced]:

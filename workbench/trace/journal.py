@@ -2,8 +2,9 @@
 
 Events wait for one another, because many at once cost a fraction of as many alone. They are handed to the
 operating system after a second, when many wait, and as soon as no request is open: a process that is
-killed loses at most the last second of its work. No thread and no timer does that: an engine that nobody
-drives makes no events. Knows events only as frames; derives nothing.
+killed loses at most the last second of its work. While events come, whoever tells of one hands them over; a
+thread does where none follows, as when requests are stepped by hand and left open. Knows events only as
+frames; derives nothing.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from workbench.engine.result import StepResult
 from workbench.trace.codec import Unknown, decode, encode
 from workbench.trace.frames import Damaged, Frame, frame, read_frame
 from workbench.trace.recorder import Recording
+from workbench.trace.reminder import Reminder
 from workbench.trace.schema import SCHEMA_VERSION
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Journal:
         self._clock = clock
         self._waiting: list[Event] = []
         self._flushed = clock()  # when nothing waited any more
+        self._reminded = False  # the thread will look whether what waits is due
         self._open: set[str] = set()  # requests
         self._identity: tuple[int, ...] | None = None  # of the file, once it is closed
         try:
@@ -84,6 +87,7 @@ class Journal:
             self._close()
             self.path.unlink(missing_ok=True)
             raise _unwritable(folder, error) from None
+        self._reminder = Reminder(self, Journal._flush_if_due)
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -101,6 +105,9 @@ class Journal:
                 or self._clock() - self._flushed >= SECONDS
             ):
                 self._flush()
+            elif not self._reminded:  # at most one ring a second, however many events come
+                self._reminded = True
+                self._reminder.ring()
 
     def flush(self) -> None:
         """Nothing waits any more."""
@@ -109,16 +116,12 @@ class Journal:
 
     def close(self) -> None:
         """Nothing follows; the file says so."""
-        with self._lock:
-            self._flush()
-            if self._file is None:
-                return
-            try:
-                self._write(frame(_END))
-            except OSError as error:
-                self._give_up(error)
-                return
-            self._close()
+        try:
+            with self._lock:
+                self._flush()
+                self._write_end()
+        finally:
+            self._reminder.end()
 
     def snapshot(self) -> Recording:
         """Everything heard, oldest first.
@@ -141,6 +144,19 @@ class Journal:
             f"{self.path} was deleted, moved or replaced since it was recorded: Trace.load reads what is"
             " there now, or where it went"
         )
+
+    def _flush_if_due(self) -> float | None:
+        """Writes what waits, once nothing was written for a second; how long until then, None: it is done."""
+        with self._lock:
+            left = self._flushed + SECONDS - self._clock()
+            if left > 0:
+                return left
+            self._reminded = False
+            try:
+                self._flush()
+            except Exception as error:  # noqa: BLE001 - there is nobody to tell but the log
+                self._stop(repr(error))
+            return None
 
     def _flush(self) -> None:
         self._flushed = self._clock()
@@ -167,12 +183,25 @@ class Journal:
             left = left[os.write(self._file, left) :]
         self._size += len(data)
 
-    def _give_up(self, error: OSError) -> None:
+    def _write_end(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._write(frame(_END))
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._close()
+
+    def _stop(self, why: str) -> None:
         where = (
             "before the first step was over" if self._last_step is None else f"after step {self._last_step}"
         )
-        self.stopped = f"the recording ends {where}: {error.strerror or error}"
+        self.stopped = f"the recording ends {where}: {why}"
         logger.warning("%s: %s; the run goes on unrecorded", self.path, self.stopped)
+
+    def _give_up(self, error: OSError) -> None:
+        self._stop(error.strerror or str(error))
         assert self._file is not None, "an open file failed"
         try:
             os.ftruncate(self._file, self._size)  # what was half written

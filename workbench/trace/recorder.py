@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from workbench.engine.events import (
+    AdapterLoaded,
+    AdapterPinned,
+    AdapterRemoved,
     EngineStarted,
     Event,
     RequestAdmitted,
     RequestArrived,
     RequestFinished,
     RequestReady,
+    StepFailed,
     StepPlanned,
 )
 
@@ -32,10 +36,35 @@ class Recording:
     dropped_steps: int  # older steps that are no longer in `events`
 
 
+class _Pins:
+    """Which adapters are pinned, and how those came to their slots that had none when it was done."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[str, AdapterPinned] = {}  # by the adapter's name
+        self._loaded: dict[str, AdapterLoaded] = {}
+
+    def take(self, event: Event) -> None:
+        if type(event) is AdapterPinned:
+            self._pinned[event.adapter] = event
+        elif type(event) is AdapterLoaded and event.adapter in self._pinned:
+            self._loaded[event.adapter] = event
+        elif type(event) is AdapterRemoved:
+            self._pinned.pop(event.adapter, None)
+            self._loaded.pop(event.adapter, None)
+        elif type(event) is StepFailed:  # the runner starts anew, with nothing in any slot
+            self._pinned = {name: replace(pin, slot=None) for name, pin in self._pinned.items()}
+            self._loaded.clear()
+
+    @property
+    def events(self) -> list[Event]:
+        return [*self._pinned.values(), *self._loaded.values()]
+
+
 class Recorder:
     """An observer that remembers.
 
-    With `max_steps`, older steps are let go; of requests that still run, the arrival and the admission stay.
+    With `max_steps`, older steps are let go; of requests that still run, the arrival and the admission stay,
+    and of adapters, who is pinned.
     """
 
     def __init__(self, max_steps: int | None = None) -> None:
@@ -53,6 +82,7 @@ class Recorder:
         self._arrivals: dict[str, RequestArrived] = {}  # let go from the ring, of requests that may still run
         self._readies: dict[str, RequestReady] = {}
         self._admissions: dict[str, RequestAdmitted] = {}
+        self._pins = _Pins()
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -69,6 +99,7 @@ class Recorder:
             start = [self._start] if self._start else []
             early: list[Event] = [
                 *start,
+                *self._pins.events,
                 *self._arrivals.values(),
                 *self._readies.values(),
                 *self._admissions.values(),
@@ -76,8 +107,10 @@ class Recorder:
             return Recording(early + list(self._events), self._dropped_steps)
 
     def open_requests(self) -> list[Event]:
-        """How the engine started and how requests that have not ended came in, for another recorder."""
+        """How the engine started, who is pinned, and how requests that have not ended came in, for another
+        recorder."""
         started: list[Event] = []
+        pins = _Pins()
         known: dict[str, list[Event]] = {}  # an id used again is another request
         for event in self.snapshot().events:
             if type(event) is EngineStarted:
@@ -88,7 +121,9 @@ class Recorder:
                 known.setdefault(event.request_id, []).append(event)
             elif type(event) is RequestFinished:
                 known.pop(event.request_id, None)
-        return [*started, *chain.from_iterable(known.values())]
+            else:
+                pins.take(event)
+        return [*started, *pins.events, *chain.from_iterable(known.values())]
 
     def _let_go(self, event: Event) -> None:
         if type(event) is StepPlanned:
@@ -106,3 +141,5 @@ class Recorder:
             self._arrivals.pop(event.request_id, None)
             self._readies.pop(event.request_id, None)
             self._admissions.pop(event.request_id, None)
+        else:
+            self._pins.take(event)
