@@ -25,6 +25,8 @@ class Proposals(NamedTuple):
 
     def clipped(self, most: Longs) -> Proposals:
         """Of each request's drafts no more than the first `most` [n]."""
+        if (self.counts <= most).all():
+            return self
         kept = within(self.counts.astype(np.int32)) < most.repeat(self.counts)
         return Proposals(self.counts.clip(max=most), self.token_ids[kept])
 
@@ -37,8 +39,10 @@ def affordable(
     None: there are none. Whoever wants more than its last token, or was not given it, gets no drafts.
     """
     proposals = proposals.clipped(np.where(counts == 1, proposals.counts, 0))
-    before = np.cumsum(proposals.counts) - proposals.counts
-    proposals = proposals.clipped(np.clip(budget - int(counts.sum()) - before, 0, None))
+    left = budget - int(counts.sum())
+    if int(proposals.counts.sum()) > left:
+        before = np.cumsum(proposals.counts) - proposals.counts
+        proposals = proposals.clipped(np.clip(left - before, 0, None))
     beyond = running.computed + counts + proposals.counts - running.capacity
     fresh = int(np.clip(-(-beyond // cache.block_size), 0, None).sum()) * len(cache.groups)
     return proposals if proposals.counts.any() and fresh <= cache.pool.num_free else None

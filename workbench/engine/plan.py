@@ -145,4 +145,6 @@ class StepPlan(NamedTuple):
 def within(counts: Ints) -> Ints:
     """0 .. count - 1 for each of the counts, one after the other."""
     places: Ints = np.arange(counts.sum(), dtype=np.int32)
+    if len(counts) == 1:
+        return places
     return places - np.repeat(np.cumsum(counts, dtype=np.int32) - counts, counts)

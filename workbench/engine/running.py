@@ -184,12 +184,13 @@ class Running:
         self._unlooked = 0
         self.look_cursor[place] = int(self.row[place]) * self.tokens.shape[1] + int(self.end[place])
 
-    def follow(self, place: int, token_id: int) -> None:
-        """A token that nobody sampled, behind the newest one of a request that no step in flight computes."""
+    def follow(self, place: int, token_ids: list[int]) -> None:
+        """Tokens nobody was promised, behind the newest of a request that no step in flight computes."""
         assert self.known_at(place) == self.length[place], "a token that was promised is still to come"
-        self._flat[self.cursor[place]] = token_id
-        self.cursor[place] += 1
-        self.length[place] += 1
+        cursor, count = int(self.cursor[place]), len(token_ids)
+        self._flat[cursor : cursor + count] = token_ids
+        self.cursor[place] += count
+        self.length[place] += count
         self._unlooked = 0
 
     def correct(self, places: Longs, drafted: Longs, accepted: Longs) -> None:

@@ -93,6 +93,8 @@ class Speculator:
 
     def _in_room(self, most: Longs) -> Longs:
         """[n]; no more than a step may hold: of those that come first."""
+        if int(most.sum()) <= self._room.all:
+            return most
         fitting: Longs = np.clip(self._room.all - (np.cumsum(most) - most), 0, most)
         return fitting
 
