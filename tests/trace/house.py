@@ -105,6 +105,7 @@ class House:
     trace: Trace
     requests: list[Request]
     config: dict[str, object]
+    max_length: int = MAX_LENGTH
 
     def add(
         self,
@@ -120,7 +121,7 @@ class House:
             request_id=str(len(self.requests)),
             prompt_token_ids=np.array(prompt, np.int32),
             params=SamplingParams(max_tokens=max_tokens, **params),
-            max_length=min(len(prompt) + max_tokens, MAX_LENGTH),
+            max_length=min(len(prompt) + max_tokens, self.max_length),
             seed=0,
             eos_token_ids=(0,),
             times=Times(self.runner.clock()),
@@ -149,10 +150,11 @@ def build(
     caching: bool = True,
     adapters: Sequence[str] = (),
     max_loras: int = 2,
+    max_length: int = MAX_LENGTH,
 ) -> House:
     clock, emitter = TickingClock(), Emitter()
     cache = CacheManager(BlockPool(blocks), groups, BLOCK_SIZE, hash_function("sha256"), caching=caching)
-    limits, named = Limits(budget, rows, MAX_LENGTH), NamedAdapters(adapters, max_loras) if adapters else None
+    limits, named = Limits(budget, rows, max_length), NamedAdapters(adapters, max_loras) if adapters else None
     scheduler = Scheduler(limits, cache, FirstComeFirstServed(), clock, emitter, adapters=named)
     trace = Trace(max_steps, decode=lambda ids: " ".join(f"t{token_id}" for token_id in ids))
     if watched:
@@ -171,4 +173,4 @@ def build(
     }
     emitter(EngineStarted(clock(), config))
     runner = CountingRunner(clock)
-    return House(Engine(scheduler, runner, depth), runner, emitter, trace, [], config)
+    return House(Engine(scheduler, runner, depth), runner, emitter, trace, [], config, max_length)
