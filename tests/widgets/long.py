@@ -8,6 +8,7 @@ from tests.trace.house import House, build
 from workbench.engine.events import Event
 
 STEPS, BLOCKS = 10_000, 100_000
+ADAPTERS = ("poet", "thief", "cook")
 
 
 @cache
@@ -32,11 +33,11 @@ def _wave(house: House) -> None:
 
 @cache
 def full_run() -> tuple[Event, ...]:
-    """The events of 10,000 steps that fill a cache of 100,000 blocks, up to evictions.
+    """The events of 10,000 steps that fill a cache of 100,000 blocks, up to evictions, with three adapters.
 
     It ends while 256 requests with long prompts hold a third of the blocks.
     """
-    house = build(budget=16_384, blocks=BLOCKS, rows=256, max_steps=None, max_length=1024)
+    house = build(budget=16_384, blocks=BLOCKS, rows=256, adapters=ADAPTERS, max_loras=3, max_length=1024)
     while len(house.runner.plans) < STEPS:
         _conversations(house, 32, own=130)
         house.run()
@@ -47,6 +48,12 @@ def full_run() -> tuple[Event, ...]:
 
 
 def _conversations(house: House, count: int, own: int) -> None:
-    """Requests with one of eight system prompts of 200 tokens, and so many tokens of their own."""
+    """Requests with one of eight system prompts of 200 tokens, and so many tokens of their own.
+
+    Three of the eight are of an adapter each.
+    """
     for number in range(len(house.requests), len(house.requests) + count):
-        house.add([1 + number % 8] * 200 + [100 + number] * own, 200)
+        adapter = number % 8 if number % 8 < len(ADAPTERS) else None
+        root = b"" if adapter is None else ADAPTERS[adapter].encode()
+        prompt = [1 + number % 8] * 200 + [100 + number] * own
+        house.add(prompt, 200, cache_root=root, adapter=adapter)

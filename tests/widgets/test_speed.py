@@ -103,3 +103,11 @@ def test_an_update_takes_50_ms(kind: type[Widget], run: Run) -> None:
         widget.selection.select(step=5000, block=7)
     assert best_of_three(widget.refresh) < UPDATE_S
     assert len(widget.static()) < LARGEST
+
+
+def test_100000_blocks_are_coloured_by_adapter_within_50_ms() -> None:
+    widget = CacheMap(trace_of(full_run()))
+    widget.colour.choice.value = "adapter"
+    assert best_of_three(widget.refresh) < UPDATE_S
+    assert 'class="adapter2"' in widget.static()
+    assert len(widget.static()) < LARGEST
