@@ -201,7 +201,7 @@ def test_whose_blocks_are_that_were_given_before_the_trace_began_is_not_told() -
     widget.colour.choice.value = "adapter"
     assert "not told" not in widget.static()
     widget.selection.select(step=first)
-    assert "adapter: not told</title>" in widget.static()
+    assert ", adapter not told</title>" in widget.static()
     assert re.search(r'"untold"></i>the trace does not say whose: [1-9]', widget.static())
     assert strips(widget.static(), "untold")
     widget.selection.select(step=last)

@@ -26,6 +26,7 @@ from workbench.trace.schema import Table
 Longs = npt.NDArray[np.int64]
 
 MOST_CELLS = 1000
+BASE_MODEL = "base model"
 NOT_TOLD = "untold"  # class of blocks that may be anybody's: the trace began later
 
 # What is drawn: class, codes, legend. From below in a cell and in a bar.
@@ -87,7 +88,7 @@ class Owners(NamedTuple):
     @property
     def labels(self) -> list[str]:
         """What adapters are called; the last stands for those that the trace does not name."""
-        return ["base model" if name is None else name for name in self.colours.classes] + ["not told"]
+        return [BASE_MODEL if name is None else name for name in self.colours.classes] + ["not told"]
 
     @property
     def not_told(self) -> int:

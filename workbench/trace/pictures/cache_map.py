@@ -28,7 +28,16 @@ from workbench.trace.pictures.block_history import (
     BlockHistory,
     BlockStates,
 )
-from workbench.trace.pictures.cache_cells import CACHED_KIND, KIND_OF, KINDS, NOT_TOLD, Cells, Owners, cells
+from workbench.trace.pictures.cache_cells import (
+    BASE_MODEL,
+    CACHED_KIND,
+    KIND_OF,
+    KINDS,
+    NOT_TOLD,
+    Cells,
+    Owners,
+    cells,
+)
 from workbench.trace.pictures.cache_sums import timeline
 from workbench.trace.pictures.svg import LEFT, RIGHT, WIDTH, svg
 from workbench.trace.pictures.theme import heading, legend
@@ -246,7 +255,7 @@ def _block_titles(found: Cells, blocks: Table, whose: list[dict[str, int]]) -> I
     for place, block in enumerate(found.first.tolist()):
         line, holders = int(states.lines[block - 1]), int(states.holders[block - 1])
         code = int(states.codes[block - 1])
-        tail = "".join(f", adapter: {label}" for label in whose[place])
+        tail = "".join(f", adapter {label}" for label in whose[place] if label != BASE_MODEL)
         tail += ", evicted in this step and taken again" if states.evicted[block - 1] else ""
         yield f"block {block}: {_standing(code, holders)}{_whose(blocks, line, code)}{tail}"
 
