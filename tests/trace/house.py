@@ -106,6 +106,7 @@ class House:
     trace: Trace
     requests: list[Request]
     config: dict[str, object]
+    max_length: int = MAX_LENGTH
 
     def add(
         self,
@@ -121,7 +122,7 @@ class House:
             request_id=str(len(self.requests)),
             prompt_token_ids=np.array(prompt, np.int32),
             params=SamplingParams(max_tokens=max_tokens, **params),
-            max_length=min(len(prompt) + max_tokens, MAX_LENGTH),
+            max_length=min(len(prompt) + max_tokens, self.max_length),
             seed=0,
             eos_token_ids=(0,),
             times=Times(self.runner.clock()),
@@ -150,10 +151,11 @@ def build(
     caching: bool = True,
     adapters: Sequence[str] | Adapters = (),
     max_loras: int = 2,
+    max_length: int = MAX_LENGTH,
 ) -> House:
     clock, emitter = TickingClock(), Emitter()
     cache = CacheManager(BlockPool(blocks), groups, BLOCK_SIZE, hash_function("sha256"), caching=caching)
-    limits, home = Limits(budget, rows, MAX_LENGTH), adapters if isinstance(adapters, Adapters) else None
+    limits, home = Limits(budget, rows, max_length), adapters if isinstance(adapters, Adapters) else None
     if home is None and adapters:
         home = NamedAdapters(adapters, max_loras)
     scheduler = Scheduler(limits, cache, FirstComeFirstServed(), clock, emitter, adapters=home)
@@ -174,4 +176,4 @@ def build(
     }
     emitter(EngineStarted(clock(), config))
     runner = CountingRunner(clock)
-    return House(Engine(scheduler, runner, depth), runner, emitter, trace, [], config)
+    return House(Engine(scheduler, runner, depth), runner, emitter, trace, [], config, max_length)

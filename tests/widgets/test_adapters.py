@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
+from html import unescape
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ import pytest
 from tests.trace.house import House, build
 from workbench.cache.hashing import hash_function, root_key
 from workbench.trace import Trace
-from workbench.trace.pictures import cache_map, theme, token_budget
-from workbench.trace.pictures.adapter_colours import colours_of
-from workbench.trace.pictures.block_history import BlockHistory
+from workbench.trace.pictures import cache_cells, cache_map, theme, token_budget
+from workbench.trace.pictures.adapter_colours import FURTHER, Colours, colours_of
+from workbench.trace.pictures.block_history import FREE, BlockHistory
+from workbench.trace.pictures.cache_cells import Cells
 from workbench.widgets import CacheMap, PrefixTree, TokenBudget, linked
 
 NAMES = ("poet", "<thief>", "cook")
+BLOCKS = 60
 
 
 def root_of(adapter: int | None, salt: str = "") -> bytes:
@@ -25,7 +29,7 @@ def root_of(adapter: int | None, salt: str = "") -> bytes:
 
 
 def busy(requests: int = 24, adapters: tuple[str, ...] = NAMES) -> House:
-    house = build(budget=14, blocks=60, adapters=adapters, max_loras=2)
+    house = build(budget=14, blocks=BLOCKS, adapters=adapters, max_loras=2)
     for place in range(requests):
         adapter = (None, *range(len(adapters)))[place % (len(adapters) + 1)]
         house.add([1] * 9 + [place] * (place % 7), 9, adapter=adapter, cache_root=root_of(adapter))
@@ -61,21 +65,147 @@ def test_a_blocks_colour_is_its_holders_adapter() -> None:
     tables = house.trace.columns
     history = BlockHistory()
     history.take(tables.blocks, tables.steps)
-    found = cache_map.cells(history.at())
+    found = cache_cells.cells(history.at())
     colours = colours_of(tables.requests)
     assert colours is not None
-    owned = cache_map.owners(found, tables.blocks, tables.requests, colours)
-    assert owned is not None
-    seen = set()
+    owned = cache_cells.owners(found, tables.blocks, tables.requests, colours)
+    said, seen = owned.by_label(len(found.first)), set()
     for request in house.requests:
         for block in request.tables.blocks[0]:
             name = None if request.adapter is None else NAMES[request.adapter]
-            assert owned.adapters[int(block) - 1] == name
+            assert said[int(block) - 1] == {name or "base model": 1}
             seen.add(name)
     assert len(seen) > 2
     svg = cache_map.draw(found, tables.blocks, owned=owned)
     assert all(f'<path class="{colours.classes[name]}"' in svg for name in seen)
     assert 'class="held"' not in svg
+
+
+def in_cells(house: House, size: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Cells, Colours, str]:
+    """The map of a house's blocks by adapter, with so many blocks in a cell."""
+    monkeypatch.setattr(cache_cells, "MOST_CELLS", BLOCKS // size)
+    tables, history = house.trace.columns, BlockHistory()
+    history.take(tables.blocks, tables.steps)
+    found, colours = cache_cells.cells(history.at()), colours_of(tables.requests)
+    assert colours is not None
+    owned = cache_cells.owners(found, tables.blocks, tables.requests, colours)
+    return found, colours, cache_map.draw(found, tables.blocks, owned=owned)
+
+
+def hover_texts(svg: str) -> list[tuple[int, Counter[str], Counter[str]]]:
+    """Of each cell: its blocks, those of each kind, and those of each adapter."""
+    read = []
+    for first, last, kinds, whose in re.findall(
+        r"<title>blocks (\d+) to (\d+): (.*?)(?:; adapters: (.*?))?</title>", svg
+    ):
+        kinds = re.sub(r", (?=and)|, \d+ evicted.*| \(.*?\)", "", kinds)
+        read.append((int(last) - int(first) + 1, _counted(kinds), _counted(whose)))
+    return read
+
+
+def _counted(said: str) -> Counter[str]:
+    return Counter({name: int(count) for count, name in re.findall(r"(\d+) ([^,]+)", unescape(said))})
+
+
+@pytest.mark.parametrize("size", [2, 5, 10])
+@pytest.mark.parametrize("steps", [4, 30, None])
+def test_counts_by_adapter_add_up_to_the_blocks_of_the_cell(
+    size: int, steps: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = busy(24)
+    if steps is None:
+        house.run()
+    for _ in range(steps or 0):
+        house.engine.advance()
+    found, _, svg = in_cells(house, size, monkeypatch)
+    read, names = hover_texts(svg), house.trace.columns.blocks["request_id"]
+    assert len(read) == BLOCKS // size
+    for place, (blocks, kinds, whose) in enumerate(read):
+        assert kinds.total() == blocks == size
+        assert whose.total() == blocks - kinds["free"]
+        expected = Counter[str]()
+        for block in range(place * size, (place + 1) * size):
+            if found.states.codes[block] != FREE:
+                request = house.requests[int(names[found.states.lines[block]])]
+                expected["base model" if request.adapter is None else NAMES[request.adapter]] += 1
+        assert whose == expected
+    assert max(len(whose) for _, _, whose in read) > 1
+
+
+def strips(svg: str, kind: str) -> dict[tuple[float, float], tuple[float, float]]:
+    """Width and height of what is drawn in this class, by its left and lower edge."""
+    shape = r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)"
+    paths = "".join(re.findall(rf'<path class="{kind}"[^>]* d="([^"]+)"', svg))
+    drawn = [tuple(map(float, each)) for each in re.findall(shape, paths)]
+    return {(x, round(y + height, 1)): (width, height) for x, y, width, height in drawn}
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_cell_is_its_adapters_colour_and_split_where_there_are_several(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, colours, svg = in_cells(busy(24).run(), size, monkeypatch)
+    classes = {name or "base model": kind for name, kind in colours.classes.items()}
+    drawn = {kind: strips(svg, kind) for kind in colours.kinds}
+    frames = strips(svg, "frame")
+    pure = mixed = 0
+    for ((left, foot), (room, _)), (blocks, _, whose) in zip(frames.items(), hover_texts(svg), strict=True):
+        mine = {
+            kind: size
+            for kind, cells in drawn.items()
+            for (x, y), size in cells.items()
+            if left - 0.05 <= x < left + room and abs(y - foot) < 0.2
+        }
+        assert mine.keys() == {classes[name] for name in whose}
+        pure, mixed = pure + (len(whose) == 1), mixed + (len(whose) > 1)
+        for name, count in whose.items():
+            width, height = mine[classes[name]]
+            assert width == pytest.approx(room * count / whose.total(), abs=0.1)
+            assert height == pytest.approx(room * whose.total() / blocks, abs=0.1)
+    assert pure > 1
+    assert mixed > 2
+    assert 'class="stripes"' in svg  # findable ones
+    assert found.counts[:, cache_cells.CACHED_KIND].any()
+
+
+def test_a_cell_with_more_adapters_than_colours_names_some_and_counts_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = tuple(f"a{number}" for number in range(9))
+    house = busy(20, names).run()
+    _, colours, svg = in_cells(house, BLOCKS, monkeypatch)
+    said = re.search(r"; adapters: (.*?)</title>", svg)
+    assert said is not None
+    shown = [int(count) for count in re.findall(r"(\d+) (?:a\d|base model|of \d+ more)", said[1])]
+    assert len(shown) == cache_map.MOST_NAMED + 1
+    assert re.search(r" of [3-6] more$", said[1])
+    ((blocks, kinds, _),) = hover_texts(svg)
+    assert sum(shown) == blocks - kinds["free"]
+    monkeypatch.setattr(cache_map, "MOST_NAMED", 99)
+    ((_, _, whose),) = hover_texts(in_cells(house, BLOCKS, monkeypatch)[2])
+    further = sum(count for name, count in whose.items() if colours.classes.get(name) == FURTHER)
+    ((width, _),) = strips(svg, FURTHER).values()
+    ((room, _),) = strips(svg, "frame").values()
+    assert further > 7
+    assert width == pytest.approx(room * further / whose.total(), abs=1)
+
+
+def test_whose_blocks_are_that_were_given_before_the_trace_began_is_not_told() -> None:
+    house = busy(24)
+    for _ in range(6):
+        house.engine.advance()
+    with house.trace.record() as later:
+        house.run()
+    first, last = later.columns.steps["step"][[0, -1]].tolist()
+    widget = CacheMap(later)
+    widget.colour.choice.value = "adapter"
+    assert "not told" not in widget.static()
+    widget.selection.select(step=first)
+    assert ", adapter not told</title>" in widget.static()
+    assert re.search(r'"untold"></i>the trace does not say whose: [1-9]', widget.static())
+    assert strips(widget.static(), "untold")
+    widget.selection.select(step=last)
+    assert "not told" not in widget.static()
 
 
 def test_an_adapter_has_one_colour_in_all_widgets_and_names_are_escaped() -> None:

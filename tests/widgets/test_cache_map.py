@@ -28,7 +28,9 @@ from workbench.trace.pictures.block_history import (
     BlockHistory,
     BlockStates,
 )
-from workbench.trace.pictures.cache_map import KINDS, MOST_CELLS, cells, draw, picture, timeline
+from workbench.trace.pictures.cache_cells import KINDS, MOST_CELLS, cells
+from workbench.trace.pictures.cache_map import draw, picture
+from workbench.trace.pictures.cache_sums import timeline
 from workbench.trace.pictures.sequences import Sequences
 from workbench.trace.report import page
 from workbench.trace.schema import Table, Tables

@@ -17,7 +17,7 @@ from workbench import LLM, SamplingParams
 from workbench.cache.hashing import hash_function, root_key
 from workbench.cache.manager import KVGroup
 from workbench.trace import Trace
-from workbench.trace.pictures.prefix_log import Findable
+from workbench.trace.pictures.prefix_log import NOT_ASKED, ROOT, Findable, PrefixLog
 from workbench.trace.pictures.prefix_runs import Runs, rows, runs
 from workbench.trace.pictures.prefix_tree import BEGIN, END, NAME, _axis, picture
 from workbench.trace.pictures.svg import Scale
@@ -144,6 +144,33 @@ def test_runs_hold_every_findable_block_and_every_hit() -> None:
         assert sum(row.blocks for row in drawn) == grown.blocks.sum()
         assert sum(row.run is not None for row in drawn) == min(most, len(grown.first))
     assert "60" not in repr(tree)  # its words are of blocks
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("every", [1, 40])
+def test_parents_by_the_order_of_the_lines_are_those_of_the_tokens_hashes(
+    seed: int, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance = random.Random(seed)
+    groups = FULL_AND_SLIDING if seed == 3 else (KVGroup((0,)),)
+    house = build(budget=24, blocks=50 * len(groups), rows=6, depth=seed % 2, groups=groups)
+    tree = PrefixTree(house.trace)
+    for number in range(60):
+        house.add(some_prompt(house, chance), chance.randint(1, 20), cache_root=salted("a" * (number % 2)))
+        house.engine.advance()
+        if number % every == 0:
+            tree.refresh()  # what is told so far is followed
+    house.run()
+    tree.refresh()
+    log, chains = tree._log, tree._cache(None).chains
+    keys = np.flatnonzero(log._groups == 0)
+    followed = log.parents(keys, tree._sequences, chains)
+    monkeypatch.setattr(PrefixLog, "_follow", lambda *_: None)
+    log._parents[:] = NOT_ASKED
+    hashed = log.parents(keys, tree._sequences, chains)
+    assert (followed >= 0).sum() > 20
+    assert (followed == ROOT).any()
+    assert followed.tolist() == hashed.tolist()
 
 
 def test_texts_from_the_root_on_are_the_prompts() -> None:

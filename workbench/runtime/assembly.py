@@ -23,7 +23,10 @@ from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
 from workbench.runtime.step_drafter import StepDrafter
 
 if TYPE_CHECKING:
+    from workbench.runtime.device_batch import DeviceBatch
+    from workbench.runtime.graphs import StepGraphs
     from workbench.runtime.kernel_adapters import KernelAdapters
+    from workbench.runtime.kernel_step import KernelStep
 
 # On a GPU a step in which some row computes several tokens runs launch by launch, at several times the cost
 # of a graph where few rows run.
@@ -58,8 +61,7 @@ def make_runner(
         plain = Batch(rows, config.max_model_len, layouts, model.device)
         slots = None if adapters is None else TorchAdapters(model, adapters.weights, rows)
         return TorchRunner(model, groups, store, plain, sampler, constraints, clock, slots, drafter)
-    from workbench.runtime import graphs as captured
-    from workbench.runtime.device_batch import SHARING_ROWS, DeviceBatch
+    from workbench.runtime.device_batch import DeviceBatch
     from workbench.runtime.kernel_adapters import ANYTHING, ATTENTION
     from workbench.runtime.kernel_runner import IN_FLIGHT, KernelRunner
     from workbench.runtime.kernel_step import KernelStep
@@ -73,18 +75,10 @@ def make_runner(
     staging = Staging(rows + drafted, len(groups), model.device, IN_FLIGHT)
     most_tokens, most_lines = max(tokens, rows + drafted), rows + drafted
     gpu_slots = None if adapters is None else _slots_on_gpu(model, adapters, config, most_tokens)
-    changes = () if adapters is None else (ATTENTION, ANYTHING)
     step = KernelStep(
         model, groups, store, batch, staging.memory, most_tokens, most_lines, gpu_slots, drafts > 0
     )
-    record, most = captured.recorder_for(model.device, eager), min(rows, tokens)
-    shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
-    sharing_rows = SHARING_ROWS if shares else None
-    graphs = captured.StepGraphs(
-        step, most, config.max_model_len, record, sharing_rows, changes, drafts, most_lines, tokens
-    )
-    with torch.inference_mode():
-        graphs.capture()
+    graphs = _captured(step, batch, config, eager, () if adapters is None else (ATTENTION, ANYTHING))
     drawer = sampler if processors else None
     runner = KernelRunner(step, batch, staging, mode, graphs, constraints, clock, drawer, gpu_slots, drafter)
     if model.device.type == "cuda":
@@ -93,6 +87,32 @@ def make_runner(
                 warm_plans(rows, tokens, config.max_model_len, config.block_size, len(groups), adapted)
             )
     return runner
+
+
+def _captured(
+    step: KernelStep, batch: DeviceBatch, config: EngineConfig, eager: bool, changes: Sequence[int]
+) -> StepGraphs:
+    """The graphs there are to be; `changes`: of what adapters may change."""
+    from workbench.runtime.device_batch import SHARING_ROWS
+    from workbench.runtime.graphs import StepGraphs, recorder_for
+
+    rows, tokens = config.max_num_seqs, config.max_num_batched_tokens
+    drafts, drafted = (0, 0) if config.speculation is None else config.speculation.room(rows)
+    shares = config.enable_prefix_caching and batch.can_share and rows >= SHARING_ROWS
+    graphs = StepGraphs(
+        step,
+        min(rows, tokens),
+        config.max_model_len,
+        recorder_for(batch.device, eager),
+        SHARING_ROWS if shares else None,
+        changes,
+        drafts,
+        rows + drafted,
+        tokens,
+    )
+    with torch.inference_mode():
+        graphs.capture()
+    return graphs
 
 
 def verifies(device: torch.device, processors: Sequence[Any], params: SamplingParams) -> bool:

@@ -113,9 +113,7 @@ class KernelStep:
             [t, hidden] of the tokens scored; none where there are none.
         """
         batch, arrays = self._batch, self.arrays(lines)
-        apply_growth(batch.tables, *arrays.grown.unbind(0))
-        if self._drafts and bounds.count > 1:
-            append(batch.tokens, *arrays.drafted.unbind(0))
+        self._bring(arrays, self._drafts and bounds.count > 1)
         flat = Flat(
             self._token_ids[:tokens], self._positions[:tokens], tuple(slots[:tokens] for slots in self._slots)
         )
@@ -149,6 +147,12 @@ class KernelStep:
                 of_sampling.add(head, hidden[:sampling], logits)
         self._behind = None if scored is None or adapted is None else adapted.part(sampling, len(hidden))
         return hidden[sampling:]
+
+    def _bring(self, arrays: StepArrays, drafts: bool) -> None:
+        """Into the batch, what the step brings for rows that are in it."""
+        apply_growth(self._batch.tables, *arrays.grown.unbind(0))
+        if drafts:
+            append(self._batch.tokens, *arrays.drafted.unbind(0))
 
     def forward_adapted(self, lines: int, bounds: Bounds, changes: int) -> Tensor:
         """A step of decodes whose adapters have been sent; `changes`: what they may change."""

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from workbench.trace.growing import Name
-from workbench.trace.pictures import cache_map
+from workbench.trace.pictures import cache_map, cache_sums
 from workbench.trace.pictures.block_detail import block_detail
 from workbench.trace.pictures.block_history import BlockHistory
-from workbench.trace.pictures.cache_map import Cells, Owners
+from workbench.trace.pictures.cache_cells import MOST_CELLS, Cells, Owners, cells, owners
 from workbench.trace.pictures.sequences import Sequences
 from workbench.trace.pictures.theme import heading
 from workbench.trace.schema import Table
@@ -75,18 +75,18 @@ class CacheMap(Widget):
         states = self._history.at(step)
         window = self._window(len(states.codes))
         block = self.selection.block
-        found = cache_map.cells(states, window)
-        owners = self._owners(found, blocks)
+        found = cells(states, window)
+        owned = self._owned(found, blocks)
         return (
             heading(cache_map.headline(states, steps))
-            + cache_map.timeline(self._history, steps, step, plain=owners is not None)
-            + cache_map.draw(found, blocks, block, owners)
+            + cache_sums.timeline(self._history, steps, step, plain=owned is not None)
+            + cache_map.draw(found, blocks, block, owned)
             + self._detail(step)
         )
 
-    def _owners(self, found: Cells, blocks: Table) -> Owners | None:
+    def _owned(self, found: Cells, blocks: Table) -> Owners | None:
         colours = self.colour.colours(self.feed)
-        return None if colours is None else cache_map.owners(found, blocks, self.feed["requests"], colours)
+        return None if colours is None else owners(found, blocks, self.feed["requests"], colours)
 
     def _step(self, steps: Table) -> int | None:
         """The selected one, if the trace has it; the controls follow."""
@@ -136,9 +136,9 @@ class CacheMap(Widget):
     def _around(self, first: int, last: int) -> tuple[int, int]:
         """The cell that was clicked and as many of its neighbours as can be shown as single blocks."""
         total = int(self.range.max)
-        begin = min(max(first - (cache_map.MOST_CELLS - (last - first + 1)) // 2, 1), total)
-        begin = max(min(begin, total - cache_map.MOST_CELLS + 1), 1)
-        return begin, min(begin + cache_map.MOST_CELLS - 1, total)
+        begin = min(max(first - (MOST_CELLS - (last - first + 1)) // 2, 1), total)
+        begin = max(min(begin, total - MOST_CELLS + 1), 1)
+        return begin, min(begin + MOST_CELLS - 1, total)
 
     def summary(self) -> str:
         steps = self.feed["steps"]

@@ -26,7 +26,6 @@ UNSEEN = -1
 NO_LINE = -1
 EVERY = 65_536  # lines between two checkpoints
 
-_FORGETS = frozenset(("evicted", "withdrawn"))
 # What one line says of the time before it: holders more than afterwards; whether the block was findable.
 _HOLDERS_BEFORE = {"reserved": -1, "reused": -1, "released": 1}
 _FINDABLE_BEFORE = frozenset(("reused", "evicted", "withdrawn"))
@@ -83,9 +82,9 @@ class BlockHistory:
         self._last = np.pad(self._last, more, constant_values=NO_LINE)
 
     def _add(self, new: Table, read: int) -> None:
-        blocks, events = new["block"], new["event"].tolist()
-        findable = np.array([key is not None for key in new["key"].tolist()], np.bool_)
-        forgets = np.array([event in _FORGETS for event in events], np.bool_)
+        blocks, evicted = new["block"], new["event"] == "evicted"
+        findable = new["key"].astype(np.bool_)  # None where there is none
+        forgets = evicted | (new["event"] == "withdrawn")
         after = (2 * np.minimum(new["holders"], 2) + (findable & ~forgets)).astype(np.int8)
         order = np.argsort(blocks, kind="stable")
         before = np.empty_like(after)
@@ -93,11 +92,10 @@ class BlockHistory:
         first = order[np.diff(blocks[order], prepend=0) != 0]  # of its block among these lines
         before[first] = self._now[blocks[first]]
         fresh = first[before[first] == UNSEEN]
-        before[fresh] = self._begin[blocks[fresh]] = _codes_before(new, events, findable, fresh)
+        before[fresh] = self._begin[blocks[fresh]] = _codes_before(new, findable, fresh)
         self._now[blocks] = after  # a block's last line wins
         self._after = np.concatenate([self._after, after])
-        evictions = [read + line for line, event in enumerate(events) if event == "evicted"]
-        self._evictions = np.concatenate([self._evictions, np.array(evictions, np.int64)])
+        self._evictions = np.concatenate([self._evictions, read + np.flatnonzero(evicted)])
         self._remember(blocks, read)
         self._count(new["step"], before, after)
 
@@ -163,9 +161,9 @@ class BlockHistory:
         return last
 
 
-def _codes_before(new: Table, events: list[str], findable: Bools, lines: Longs) -> Codes:
+def _codes_before(new: Table, findable: Bools, lines: Longs) -> Codes:
     """How blocks stood ahead of these lines, the first about them."""
-    kinds = [events[line] for line in lines.tolist()]
+    kinds = new["event"][lines].tolist()
     more = np.array([_HOLDERS_BEFORE.get(kind, 0) for kind in kinds], np.int64)
     was_found = np.array([kind in _FINDABLE_BEFORE for kind in kinds], np.bool_)
     released = np.array([kind == "released" for kind in kinds], np.bool_)

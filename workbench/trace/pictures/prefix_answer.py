@@ -163,10 +163,10 @@ class Cache:
 
     def _next(self, answer: Answer, root: bytes, place: int) -> Iterator[tuple[Longs, None]]:
         """Tokens of what is findable one block beyond the hit."""
+        assert self.chains is not None, "asked only where keys can be computed"
         found = self._log.findable(self._step)
         parents = self._log.parents(found.keys, self._sequences, self.chains)
         parent = answer.path[-1] if answer.path else ROOT
-        assert self.chains is not None
         for key in found.keys[parents == parent].tolist():
             writer, _ = self._log.writer(key, self._sequences)
             if self._sequences.root(writer) == root:

@@ -45,11 +45,14 @@ class PrefixLog:
     """Reads a run's blocks table as it grows: `take`, then `findable` at any step."""
 
     def __init__(self) -> None:
-        self._numbers: dict[tuple[int, str], int] = {}  # of keys, by KV group and text
+        # Numbers of keys, by KV group and text; no number is in two groups.
+        self._numbers: defaultdict[int, dict[str | None, int]] = defaultdict(lambda: {None: NO_KEY})
         self._groups: Longs = np.empty(0, np.int64)  # by key
         self._first: Longs = np.empty(0, np.int64)  # by key: line
         self._was_known: Bools = np.empty(0, np.bool_)  # by key: it was there before its first line
         self._parents: Longs = np.empty(0, np.int64)  # by key
+        self._followed = 0  # lines that parents are known from
+        self._latest: Longs = np.empty(0, np.int64)  # by line of requests: the last line that gave it a block
         self._keys: Longs = np.empty(0, np.int64)  # by line
         self._forgets: Bools = np.empty(0, np.bool_)
         self._reused: Bools = np.empty(0, np.bool_)
@@ -60,7 +63,7 @@ class PrefixLog:
         """What the table holds by now."""
         self._table, read = blocks, len(self._keys)
         events, groups = blocks["event"][read:], blocks["group"][read:]
-        keys = self._numbered(groups.tolist(), blocks["key"][read:].tolist())
+        keys = self._numbered(groups, blocks["key"][read:])
         if len(keys):
             self._there.clear()
             self._take_new(keys, groups, events, read)
@@ -68,22 +71,23 @@ class PrefixLog:
         self._forgets = np.concatenate([self._forgets, (events == "evicted") | (events == "withdrawn")])
         self._reused = np.concatenate([self._reused, events == "reused"])
 
-    def _numbered(self, groups: list[int], keys: list[str | None]) -> Longs:
+    def _numbered(self, groups: Longs, keys: npt.NDArray[np.object_]) -> Longs:
         """The number of each line's key; those not told of before get the next ones."""
-        numbers = self._numbers
-        for said in dict.fromkeys(zip(groups, keys, strict=True)):
-            if said not in numbers and said[1] is not None:
-                numbers[said[0], said[1]] = len(numbers)
-        found = [
-            NO_KEY if key is None else numbers[group, key] for group, key in zip(groups, keys, strict=True)
-        ]
-        return np.array(found, np.int64)
+        found, count = np.empty(len(keys), np.int64), len(self._groups)
+        for group in np.unique(groups).tolist():
+            lines, numbers = groups == group, self._numbers[group]
+            said = keys[lines].tolist()
+            fresh = [key for key in dict.fromkeys(said) if key not in numbers]
+            numbers.update(zip(fresh, range(count, count + len(fresh)), strict=True))
+            count += len(fresh)
+            found[lines] = [numbers[key] for key in said]
+        return found
 
     def _take_new(self, keys: Longs, groups: Longs, events: npt.NDArray[np.object_], read: int) -> None:
         """Keys that the lines from `read` on are the first about."""
         known = len(self._groups)
         lines = np.flatnonzero(keys >= known)
-        first = np.empty(len(self._numbers) - known, np.int64)
+        first = np.empty(max(int(keys.max()) + 1 - known, 0), np.int64)
         first[keys[lines[::-1]] - known] = lines[::-1]  # of several lines about a key the first one stays
         self._groups = np.concatenate([self._groups, groups[first]])
         self._first = np.concatenate([self._first, first + read])
@@ -92,7 +96,7 @@ class PrefixLog:
 
     def number(self, key: bytes, group: int = 0) -> int | None:
         """Of a key that was ever told of."""
-        return self._numbers.get((group, shown(key)))
+        return self._numbers[group].get(shown(key))
 
     # --- at a time ------------------------------------------------------------------------------------
 
@@ -163,14 +167,45 @@ class PrefixLog:
         name = self._table["request_id"][line]
         return NOBODY if name is None else sequences.place(name, float(self._table["at_s"][line]))
 
-    def parents(self, keys: Longs, sequences: Sequences, chains: KeyChains | None) -> Longs:
+    def parents(self, keys: Longs, sequences: Sequences, chains: KeyChains) -> Longs:
         """The key that stands for the prefix one block shorter: its number, ROOT, or NOT_KNOWN."""
+        self._follow(sequences, chains.block_size)
         asked = keys[self._parents[keys] == NOT_ASKED]
         if len(asked):
             self._work_out(asked, sequences, chains)
         return self._parents[keys]
 
-    def _work_out(self, asked: Longs, sequences: Sequences, chains: KeyChains | None) -> None:
+    def _follow(self, sequences: Sequences, block_size: int) -> None:
+        """Parents that the order of the lines says: a request gets its blocks one behind the other.
+
+        Most are known by this, and it is far less work than to hash all tokens again.
+        """
+        begin, self._followed = self._followed, len(self._keys)
+        new = {name: column[begin:] for name, column in self._table.items()}
+        gives = (self._reused[begin:] | (new["event"] == "cached")) & (new["group"] == 0)
+        lines = np.flatnonzero(gives)
+        whose = sequences.places(new["request_id"][lines], new["at_s"][lines])
+        order = np.argsort(whose, kind="stable")
+        order = order[whose[order] != NOBODY]
+        lines, whose = lines[order] + begin, whose[order]
+        before = self._line_before(lines, whose)
+        keys, positions = self._keys[lines], self._table["position"]
+        goes_on = (before >= 0) & (positions[lines] == positions[before] + block_size)
+        self._parents[keys[goes_on]] = self._keys[before[goes_on]]
+        self._parents[keys[positions[lines] == 0]] = ROOT
+
+    def _line_before(self, lines: Longs, whose: Longs) -> Longs:
+        """The one that gave the same request its block before; -1: none. The lines are sorted by request."""
+        missing = int(whose.max(initial=NOBODY)) + 1 - len(self._latest)
+        self._latest = np.pad(self._latest, (0, max(missing, 0)), constant_values=-1)
+        first = np.diff(whose, prepend=NOBODY) != 0
+        before = np.roll(lines, 1)
+        before[first] = self._latest[whose[first]]
+        self._latest[whose] = lines  # a request's last line wins
+        return before
+
+    def _work_out(self, asked: Longs, sequences: Sequences, chains: KeyChains) -> None:
+        """Those that the lines do not say: where another request had written what comes before."""
         lines = self._first[asked]
         self._parents[asked] = NOT_KNOWN
         places = sequences.places(self._table["request_id"][lines], self._table["at_s"][lines])
@@ -178,7 +213,7 @@ class PrefixLog:
         for key, place in zip(asked.tolist(), places.tolist(), strict=True):
             by_writer[place].append(key)
         for place, keys in by_writer.items():
-            if place != NOBODY and chains is not None:
+            if place != NOBODY:
                 self._link(keys, sequences.root(place), sequences.of(place), chains)
 
     def _link(self, keys: list[int], root: bytes, tokens: Longs, chains: KeyChains) -> None:
