@@ -13,6 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from workbench.engine.plan import Bools
 from workbench.engine.running import Longs
 
 Floats = npt.NDArray[np.float64]
@@ -21,8 +22,11 @@ PRIOR = 1.5  # drafts' worth of experience a new request begins with, of all req
 FADE = 0.8  # of what was seen, at each verification: the last five count most
 LEAST_SEEN = 3  # plain steps of a size that are timed before any drafts
 HOLDS = 4  # steps for which a decision holds
-HOLDS_NONE = 16  # and one that nobody drafts
+HOLDS_NONE = 64  # and, at the longest, one that nobody drafts
 REST, LONGEST_REST = 64, 1024  # steps without drafts before one is tried again, and after many vain trials
+SHORT_REST = 8  # where drafts were right before: a copy that was interrupted goes on
+GOOD = 2  # right drafts a verification; so many make a good one of a request
+FADE_ALL = 0.9  # as FADE, of what is seen of all requests
 HOPE = 0.9  # chance of a draft that is worth a trial
 LEAST_GAIN = 1.02  # in tokens a second: less is lost in what is measured badly
 FREE, STRIDE = 16, 1.25  # steps so large may be tried unseen; beyond, so much larger than any that was seen
@@ -53,6 +57,10 @@ class Means:
         """Tokens of the largest step; 0: there is none."""
         return max(self._tokens.values(), default=0.0)
 
+    def of(self, tokens: int) -> float | None:
+        """That of a size that was seen."""
+        return self._values.get(_size(tokens))
+
     def at(self, tokens: Floats, rising: bool = False) -> Floats:
         """From the sizes around, and beyond them as at their ends, or `rising` from nothing to the first."""
         order = sorted(self._tokens, key=self._tokens.__getitem__)
@@ -74,8 +82,10 @@ class StepCosts:
 
     def took(self, tokens: int, seconds: float, drafts: int) -> None:
         """A step of so many tokens, drafts among them, took so long."""
-        plain = self.plain(tokens)
-        known = float(self.drafting(np.array([float(tokens)]))[0]) if drafts else plain
+        known = plain = self.plain(tokens)
+        if drafts:
+            more = self._more.of(tokens)
+            known = float(self.drafting(np.array([float(tokens)]))[0]) if more is None else plain + more
         # What is twice as slow as ever, or as steps around it, is a pause of somebody else's, or compiles
         # something, the first time; if it stays, the mean gets there too.
         new = min(seconds, 2 * known) if known else seconds
@@ -93,9 +103,10 @@ class StepCosts:
         """Tokens of the largest step that may be tried."""
         return max(FREE, int(STRIDE * max(self._plain.largest, self._more.largest)))
 
-    def plain(self, tokens: float) -> float:
+    def plain(self, tokens: int) -> float:
         """Seconds without drafts, from the sizes around; beyond the largest, as if tokens were free."""
-        return float(self._plain.at(np.array([float(tokens)]))[0])
+        known = self._plain.of(tokens)
+        return float(self._plain.at(np.array([float(tokens)]))[0]) if known is None else known
 
     def drafting(self, tokens: Floats) -> Floats:
         """The same with drafts; what they add is believed to grow from nothing to the least that was seen."""
@@ -116,6 +127,8 @@ class Pace:
         self._right, self._wrong = np.zeros(max_rows), np.zeros(max_rows)
         self._all_right, self._all_wrong = 2.0, 1.0  # of all requests; so much trust there is at first
         self.holds = HOLDS  # steps for which what `wanted` said last holds
+        self._tried, self._gained = np.zeros(max_rows), np.zeros(max_rows)  # verifications; drafts right
+        # A row's next request goes on with these: none may be long enough to try at all.
         self._rest: Longs = np.zeros(max_rows, np.int64)  # steps until a row without drafts tries one
         self._wait: Longs = np.full(max_rows, REST)  # how long its next rest is
 
@@ -123,7 +136,7 @@ class Pace:
         """The row holds another request."""
         share = self._all_right / (self._all_right + self._all_wrong)
         self._right[row], self._wrong[row] = PRIOR * share, PRIOR * (1 - share)
-        self._rest[row], self._wait[row] = 0, REST
+        self._tried[row] = self._gained[row] = 0
 
     def took(self, tokens: int, seconds: float, drafts: int) -> None:
         """A step of decodes, drafts among its tokens, took so long from the end of the one before."""
@@ -134,9 +147,17 @@ class Pace:
         failed = accepted < drafted
         self._right[rows] = FADE * self._right[rows] + accepted
         self._wrong[rows] = FADE * self._wrong[rows] + failed
-        self._all_right = 0.99 * self._all_right + float(accepted.sum()) / len(rows)
-        self._all_wrong = 0.99 * self._all_wrong + float(failed.sum()) / len(rows)
-        self._wait[rows] = np.where(accepted > 0, REST, self._wait[rows])
+        self._all_right = FADE_ALL * self._all_right + float(accepted.sum()) / len(rows)
+        self._all_wrong = FADE_ALL * self._all_wrong + float(failed.sum()) / len(rows)
+        self._tried[rows] += 1
+        self._gained[rows] += accepted
+        rest = np.where(self._good(rows), SHORT_REST, REST)
+        self._wait[rows] = np.where(accepted > 0, rest, self._wait[rows])
+
+    def _good(self, rows: Longs) -> Bools:
+        """[n]; whether drafts of the rows' requests have been right often."""
+        good: Bools = self._gained[rows] >= GOOD * np.maximum(self._tried[rows], 1)
+        return good
 
     def wanted(self, rows: Longs) -> Longs:
         """[n]; drafts of each of the rows that run, for the next steps."""
@@ -157,9 +178,9 @@ class Pace:
             self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
             self._rest[rows[trying]] = self._wait[rows[trying]]
             if self._worth(np.full((len(rows), 1), HOPE)).any():
-                wanted[trying] = 1
+                wanted[trying] = np.where(self._good(rows[trying]), self._most, 1)
         if not wanted.any():
-            self.holds = HOLDS_NONE
+            self.holds = min(HOLDS_NONE, int(self._rest[rows].min()))
         return wanted
 
     def _worth(self, chances: Floats) -> Longs:

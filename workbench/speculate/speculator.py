@@ -8,7 +8,7 @@ from copy import copy, deepcopy
 import numpy as np
 
 from workbench.engine.drafting import Proposals
-from workbench.engine.plan import Bools, Ints, StepPlan
+from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 from workbench.engine.running import Longs, Running
@@ -39,10 +39,10 @@ class Speculator:
         self._room = room
         self._verifies = verifies
         self._pace = pace
-        self._wanted: Longs = np.zeros(0, np.int64)  # by place, for the membership `_version`
-        self._able: Bools = np.zeros(0, bool)  # the same: who can draft at all
-        self._version = -1
-        self._holds = 0  # steps for which `_wanted` holds
+        self._unable: set[int] = set()  # batch rows whose requests' drafts cannot be verified
+        self._wanted: Longs = np.zeros(0, np.int64)  # by batch row; drafts at most
+        self._anybody = False  # whether anybody is to draft
+        self._holds = 0  # steps for which that holds
         self._last: StepResult | None = None  # of the step before, where it was one of decodes
         self._lines = 0  # its requests
         self._drafted = False  # and whether it verified drafts
@@ -50,33 +50,45 @@ class Speculator:
     def copy(self) -> Speculator:
         """It shares the drafter: whoever is asked twice, or enters a free row twice, says the same."""
         other = copy(self)
-        other._pace = deepcopy(self._pace)
+        other._pace, other._unable = deepcopy(self._pace), set(self._unable)
         return other
 
     def enter(self, request: Request) -> None:
         self._drafter.enter(request.row, request.token_ids, request.tables.root)
         if self._pace is not None:
             self._pace.enter(request.row)
+        if self._verifies(request.params):
+            self._unable.discard(request.row)
+        else:
+            self._unable.add(request.row)
+        self._holds = 0
 
     def leave(self, request: Request) -> None:
         self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens)
 
     def waits(self, running: Running) -> bool:
-        return bool(self._lengths(running).any())
+        if not self._holds:
+            self._decide(running)
+        return self._anybody
 
     def _lengths(self, running: Running) -> Longs:
         """[n]; drafts that are wanted of each."""
-        if self._version != running.version or not self._holds:
-            if self._version != running.version:
-                self._able = np.array([self._verifies(request.params) for request in running.requests], bool)
-            self._version, self._holds = running.version, HOLDS
-            if self._pace is None:
-                self._wanted = np.full(running.count, self._room.each)
-            else:
-                self._wanted = self._pace.wanted(running.row)
-                self._holds = self._pace.holds
-            self._wanted = self._wanted * self._able
-        return self._wanted
+        if not self._holds:
+            self._decide(running)
+        wanted: Longs = self._wanted[running.row]
+        return wanted
+
+    def _decide(self, running: Running) -> None:
+        """Who drafts how much, until somebody enters or some steps have gone by."""
+        self._holds = HOLDS
+        wanted = np.zeros(running.max_rows, np.int64)
+        if self._pace is None:
+            wanted[running.row] = self._room.each
+        else:
+            wanted[running.row] = self._pace.wanted(running.row)
+            self._holds = self._pace.holds
+        wanted[list(self._unable)] = 0
+        self._wanted, self._anybody = wanted, bool(wanted.any())
 
     def propose(self, running: Running, most: Longs) -> Proposals | None:
         most = self._in_room(np.minimum(self._lengths(running), most))
@@ -108,9 +120,10 @@ class Speculator:
         if self._relay is not None:
             self._relay.hear(result.proposed)
         if self._pace is None:
-            return
+            return  # then a decision holds as long as nobody enters
         self._holds = max(0, self._holds - 1)
-        self._time(self._pace, plan, result)
+        if plan.drafts is not None or self._holds < HOLDS:  # long before the next decision nobody asks
+            self._time(self._pace, plan, result)
         if plan.drafts is not None and accepted is not None:
             rows = plan.rows[plan.drafts.lines].astype(np.int64)
             self._pace.verified(rows, plan.drafts.counts.astype(np.int64), accepted.astype(np.int64))
