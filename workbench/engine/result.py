@@ -135,14 +135,13 @@ def accepted_by(plan: StepPlan, token_ids: Ints, lost: Ints | None = None) -> In
     drafts = plan.drafts
     if drafts is None:
         return None
-    begins = np.cumsum(drafts.counts) - drafts.counts
+    begins = drafts.counts.cumsum() - drafts.counts
     m = len(token_ids) - len(drafts.token_ids)
-    rivals = np.roll(token_ids[m:], 1)  # behind a draft stands the next one's rival
-    rivals[begins] = token_ids[np.cumsum(plan.samples)[drafts.lines] - 1]
+    rivals = token_ids[m - 1 : -1].copy()  # behind a draft stands the next one's rival
+    rivals[begins] = token_ids[plan.samples.cumsum()[drafts.lines] - 1]
     stand = rivals == drafts.token_ids
     if lost is not None:
         stand[lost[lost >= m] - m] = False
-    last = np.repeat(drafts.counts, drafts.counts)
-    reached = np.where(stand, last, within(drafts.counts))
+    reached = np.where(stand, drafts.counts.repeat(drafts.counts), within(drafts.counts))
     accepted: Ints = np.minimum.reduceat(reached, begins).astype(np.int32)
     return accepted
