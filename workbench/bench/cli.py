@@ -199,7 +199,12 @@ def _speculation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of either engine")
     parser.add_argument("--method", default="ngram", help="of drafting: ngram, suffix or draft_model")
     parser.add_argument("--draft-model", default="zoo/wren-1m", help="that of --method draft_model")
-    parser.add_argument("--drafts", type=int, default=5, metavar="K", help="num_speculative_tokens")
+    parser.add_argument(
+        "--drafts",
+        type=int,
+        metavar="K",
+        help="num_speculative_tokens (default: 16 of what is looked up, 5 of a model's)",
+    )
     parser.add_argument("--not-adaptive", action="store_true", help="always K drafts")
 
 
@@ -208,7 +213,7 @@ def _speculation(arguments: argparse.Namespace) -> Result:
 
     config = {
         "method": arguments.method,
-        "num_speculative_tokens": arguments.drafts,
+        "num_speculative_tokens": arguments.drafts or (5 if arguments.method == "draft_model" else 16),
         "adaptive": not arguments.not_adaptive,
     }
     if arguments.method == "draft_model":

@@ -39,6 +39,7 @@ REACH = {("copying", 1): 2.0, ("stories", 1): 0.97}
 REACH_MANY = 0.97
 SHOWN = (
     "method",
+    "drafts",
     "task",
     "requests",
     "plain_tok_s",
@@ -108,8 +109,8 @@ def measure(options: Options) -> tuple[list[Row], Row]:
 
 
 def _row(plain: LLM, drafting: LLM, task: str, count: int, options: Options) -> Row:
-    for llm in (plain, drafting):  # what is set up for the first batch of this size
-        _run(llm, _prompts(task, min(count, 2), 99), count, options.out)
+    for llm in (plain, drafting):  # what is set up for the first batch of this size; and a pace is found
+        _run(llm, _prompts(task, ALONE if count == 1 else count, 99), count, options.out)
     pairs, drafted, accepted, times = [], 0, 0, 0
     for number in range(options.rounds):
         prompts = _prompts(task, ALONE if count == 1 else count, number)
@@ -124,6 +125,7 @@ def _row(plain: LLM, drafting: LLM, task: str, count: int, options: Options) -> 
     same = [a == b for first, second in pairs for a, b in zip(first.token_ids, second.token_ids, strict=True)]
     return {
         "method": options.config["method"],
+        "drafts": options.config["num_speculative_tokens"],
         "task": task,
         "requests": count,
         "out": options.out,

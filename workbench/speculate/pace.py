@@ -24,7 +24,7 @@ LEAST_SEEN = 3  # plain steps of a size that are timed before any drafts
 HOLDS = 4  # steps for which a decision holds
 HOLDS_NONE = 64  # and, at the longest, one that nobody drafts
 REST, LONGEST_REST = 64, 1024  # steps without drafts before one is tried again, and after many vain trials
-SHORT_REST = 8  # where drafts were right before: a copy that was interrupted goes on
+SHORT_REST = 4  # where drafts were right before: a copy that was interrupted goes on
 GOOD = 2  # right drafts a verification; so many make a good one of a request
 FADE_ALL = 0.9  # as FADE, of what is seen of all requests
 HOPE = 0.9  # chance of a draft that is worth a trial
@@ -180,7 +180,8 @@ class Pace:
             if self._worth(np.full((len(rows), 1), HOPE)).any():
                 wanted[trying] = np.where(self._good(rows[trying]), self._most, 1)
         if not wanted.any():
-            self.holds = min(HOLDS_NONE, int(self._rest[rows].min()))
+            # Of many requests somebody's rest is always about to end, and to decide takes a while.
+            self.holds = min(HOLDS_NONE, max(len(rows), int(self._rest[rows].min())))
         return wanted
 
     def _worth(self, chances: Floats) -> Longs:
