@@ -6,6 +6,7 @@
     callers.py   threads that send cases in every way there is, and hold what comes back against the expected
     faults.py    a runner that raises now and then
     rounds.py    an engine opened, used for some seconds, checked, closed; again and again
+    memory.py    how much memory the process has
     slope.py     whether memory grows, with an interval
 
 Knows the whole engine. Nobody knows it but the shell.
