@@ -9,9 +9,6 @@
     memory.py    how much memory the process has
     slope.py     whether memory grows, with an interval
 
-Knows the whole engine. Nobody knows it but the shell.
+Knows the whole engine. Nobody knows it but the shell. Imports nothing here: the shell says how torch's
+threads wait before torch is there.
 """
-
-from workbench.soak.rounds import Report, soak
-
-__all__ = ["Report", "soak"]
