@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -12,10 +14,10 @@ from typing import Any
 import pytest
 
 from workbench import LLM, SamplingParams
-from workbench.soak import rounds, soak
+from workbench.soak import rounds
 from workbench.soak.cases import ADAPTERS, CONSTRAINTS, INVALID, Case, draw_case
 from workbench.soak.expected import Answer, Loras, difference
-from workbench.soak.rounds import Report
+from workbench.soak.rounds import Report, soak
 from workbench.soak.settings import draw_settings
 from workbench.soak.slope import Slope, slope, student
 
@@ -141,6 +143,11 @@ def test_memory_leaks_when_it_grows_beyond_noise_by_more_than_half_a_mib_a_round
     assert not Report([], [], Slope(0.2, 0.1, 0.3)).leaks
     assert not Report([], [], None).leaks
     assert not Report([], ["something"], None).passed
+
+
+def test_the_command_imports_torch_when_it_has_said_how_threads_wait() -> None:
+    program = "import sys, workbench.soak.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("bad", [{"minutes": 0}, {"minutes": 1, "threads": 0}, {"minutes": 1, "cases": -1}])

@@ -139,7 +139,7 @@ def _from_checkpoint(folder: Path, spec: ModelSpec) -> Found | None:
 def _read(
     stored: Mapping[tuple[int, str], StoredTensor], layer: int, part: str, folder: Path, remedy: str
 ) -> float:
-    from safetensors import safe_open
+    from workbench.models.mapped_file import MappedFile
 
     tensor = stored.get((layer, part))
     if tensor is None:
@@ -150,5 +150,4 @@ def _read(
         raise ValueError(
             f"{tensor.path}: {tensor.name!r} has shape {list(tensor.shape)}, and a layer has one: {remedy}"
         )
-    with safe_open(tensor.path, framework="pt") as file:
-        return float(file.get_tensor(tensor.name))
+    return float(MappedFile(tensor.path).read(tensor))

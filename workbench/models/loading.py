@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from workbench.models.decoder import Decoder, empty_decoder
 from workbench.models.destinations import EMBEDDING, LM_HEAD, destinations
 from workbench.models.kv_scales import is_scale
+from workbench.models.mapped_file import MappedFile
 from workbench.models.packing import with_packed_weights
 from workbench.models.spec import ModelSpec
 from workbench.models.weight_files import StoredTensor, stored_tensors
@@ -166,11 +166,10 @@ def _fill(places: Mapping[str, Tensor], sources: Mapping[str, StoredTensor]) -> 
     for name, tensor in sources.items():
         by_file.setdefault(tensor.path, []).append(name)
     for path, names in tqdm(by_file.items(), desc="Loading weights", unit="file", disable=len(by_file) < 2):
-        with safe_open(path, framework="pt") as file:
-            for name in names:
-                places[name].copy_(file.get_tensor(sources[name].name))
+        file = MappedFile(path)
+        for name in names:
+            places[name].copy_(file.read(sources[name]))
 
 
 def _read(tensor: StoredTensor) -> Tensor:
-    with safe_open(tensor.path, framework="pt") as file:
-        return cast(Tensor, file.get_tensor(tensor.name))
+    return MappedFile(tensor.path).read(tensor)

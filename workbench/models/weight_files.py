@@ -24,6 +24,8 @@ class StoredTensor:
     name: str
     shape: tuple[int, ...]
     dtype: str  # as safetensors writes it: "BF16"
+    begin: int  # its first byte in the file
+    end: int  # behind its last
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -79,7 +81,13 @@ def tensors_of(path: Path) -> dict[str, StoredTensor]:
     if found != expected:
         raise ValueError(f"{path} has {found} bytes, its header tells of {expected}: download it again")
     return {
-        name: StoredTensor(path, name, tuple(entry["shape"]), entry["dtype"])
+        name: StoredTensor(
+            path,
+            name,
+            tuple(entry["shape"]),
+            entry["dtype"],
+            *(data_start + offset for offset in entry["data_offsets"]),
+        )
         for name, entry in entries.items()
     }
 

@@ -11,11 +11,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from workbench.lora.adapter_file import WEIGHTS, AdapterFile
 from workbench.lora.modules import PRODUCTS, Place, layer_sizes, place_of
+from workbench.models.mapped_file import MappedFile
 from workbench.models.spec import ModelSpec
 
 
@@ -41,13 +41,13 @@ def load_weights(file: AdapterFile, spec: ModelSpec, dtype: torch.dtype) -> Weig
     """The weights of a checked adapter, in `dtype`."""
     columns = _columns(spec)
     found: dict[Place, list[tuple[int, Tensor, Tensor]]] = {}
-    with safe_open(file.folder / WEIGHTS, framework="pt") as stored:
-        for module, change in file.changes.items():
-            shrink, expand = (stored.get_tensor(tensor.name) for tensor in (change.shrink, change.expand))
-            column = columns.get(module.split(".", 2)[-1], 0)
-            # Scaled ahead of the rounding, or it would round twice.
-            scaled = (expand.float() * change.scale).to(dtype)
-            found.setdefault(place_of(module), []).append((column, shrink.to(dtype), scaled))
+    stored = MappedFile(file.folder / WEIGHTS)
+    for module, change in file.changes.items():
+        shrink, expand = stored.read(change.shrink), stored.read(change.expand)
+        column = columns.get(module.split(".", 2)[-1], 0)
+        # Scaled ahead of the rounding, or it would round twice.
+        scaled = (expand.float() * change.scale).to(dtype)
+        found.setdefault(place_of(module), []).append((column, shrink.to(dtype), scaled))
     return MappingProxyType({place: _merged(parts) for place, parts in found.items()})
 
 

@@ -6,11 +6,9 @@
     callers.py   threads that send cases in every way there is, and hold what comes back against the expected
     faults.py    a runner that raises now and then
     rounds.py    an engine opened, used for some seconds, checked, closed; again and again
+    memory.py    how much memory the process has
     slope.py     whether memory grows, with an interval
 
-Knows the whole engine. Nobody knows it but the shell.
+Knows the whole engine. Nobody knows it but the shell. Imports nothing here: the shell says how torch's
+threads wait before torch is there.
 """
-
-from workbench.soak.rounds import Report, soak
-
-__all__ = ["Report", "soak"]

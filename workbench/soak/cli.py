@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.console import say
+from workbench.soak.memory import use_one_heap
 
 FAILED = 1
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     # Callers, engine and torch's threads want the same cores: those that wait sleep. Read with torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    use_one_heap()
     from workbench.soak.faults import Injected
     from workbench.soak.rounds import soak
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import random
 import sys
@@ -28,6 +27,7 @@ from workbench.soak.callers import Caller, Tally
 from workbench.soak.cases import ADAPTERS, Case, draw_case
 from workbench.soak.expected import Answer, Loras, expect
 from workbench.soak.faults import FaultyRunner
+from workbench.soak.memory import MIB, resident_mib
 from workbench.soak.settings import RANK, draw_settings
 from workbench.soak.slope import Slope, slope
 
@@ -37,7 +37,6 @@ PATIENCE_S = 120.0  # a caller that takes longer than this to end is stuck
 FAULT_EVERY = 200  # steps, in the rounds that have faults
 SETTLED = 3  # rounds until allocators have what they need
 LEAK_MIB = 0.5  # a round; growth of less is not told from noise
-MIB = 1 << 20
 
 
 class Stuck(RuntimeError):
@@ -205,18 +204,3 @@ def left_behind(llm: LLM) -> list[str]:
         if (rows := scheduler.limits.max_rows - scheduler.running.num_free_rows) != 0:
             found.append(f"{rows} batch rows are lost")
         return found
-
-
-def resident_mib() -> float | None:
-    """MiB of this process in memory; None where the system does not say (it has no /proc).
-
-    Without what was freed and glibc keeps for later, some of it for each thread there ever was.
-    """
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return None
-    import resource
-
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
-    return int(statm.read_text().split()[1]) * resource.getpagesize() / MIB
