@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workbench.speculate.drafter import Ask
-from workbench.speculate.suffix import FACTOR, SuffixDrafter
+from workbench.speculate.suffix import FACTOR, READ, SuffixDrafter
 from workbench.speculate.suffixes import END, Match, Suffixes
 
 
@@ -174,6 +174,27 @@ def test_outputs_of_many_roots_take_no_more_room_than_those_of_one() -> None:
             rows.enter(1, [10, 11], bytes([earlier]))
             drafted.append(rows.propose(1, 2) == [12, 13])
         assert drafted == [earlier > number - 40 // (size + 1) for earlier in range(number + 1)]
+
+
+def test_outputs_wait_until_somebody_asks_and_are_read_in_parts() -> None:
+    rows, size = Rows(), READ // 8
+    for number in range(20):
+        rows.say(0, [1], list(range(300 * number, 300 * number + size)))
+    assert rows.drafter._pasts.num_tokens == 0
+    found = []
+    for _ in range(3):
+        rows.enter(1, [300 * 19, 300 * 19 + 1])
+        found.append(rows.propose(1, 1) == [300 * 19 + 2])
+    assert found == [False, False, True], "eight are read at a time"
+
+
+def test_outputs_that_nobody_asks_for_are_forgotten_unread() -> None:
+    rows = Rows(kept=40)
+    for number in range(100):
+        rows.say(0, [1], list(range(100 * number, 100 * number + 8)))
+    assert sum(len(token_ids) for _, token_ids in rows.drafter._unread) == 80
+    rows.enter(1, [9900, 9901])
+    assert rows.propose(1, 1) == [9902]
 
 
 def test_one_output_of_another_root_does_not_displace_all_that_many_left() -> None:

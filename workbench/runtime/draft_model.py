@@ -31,6 +31,8 @@ from workbench.runtime.step_drafter import Seen
 
 NOBODY: Ints = np.empty(0, np.int32)
 
+BEHIND = 32  # steps that are followed at once, where nobody asks for drafts
+
 
 class Size(NamedTuple):
     """What the drafter has to hold."""
@@ -89,15 +91,19 @@ class DraftModel:
         self._contexts = Contexts(self._store, layouts, spec.num_layers, model.dtype)
         self._places = np.arange(-(-size.max_length // size.block_size) + 1)
         self._filled = Filled(1 + num_blocks, size.block_size)
+        self._behind: list[Seen] = []  # steps that nobody has looked at yet
 
     def reset(self) -> None:
+        self._behind.clear()
         self._batch.clear()
         self._filled.forget()
 
     @torch.inference_mode()
     def draft(self, seen: Seen) -> Proposed | None:
         plan = seen.plan
-        self._follow(seen)
+        self._behind.append(seen)
+        if plan.asks is not None or len(self._behind) == BEHIND:
+            self._catch_up()
         if plan.asks is None:
             return None
         lines = plan.asks.lines
@@ -107,16 +113,39 @@ class DraftModel:
         asked = asked.of(fits & ~np.isin(asked.rows, list(over)))
         return self._propose(asked) if len(asked.rows) else None
 
-    def _follow(self, seen: Seen) -> None:
-        """Bring rows, tables and tokens up to date with a step."""
-        plan, batch = seen.plan, self._batch
-        batch.apply(self._own(plan))
-        rows, positions, _ = plan.yields
-        sampled = torch.from_numpy(seen.token_ids.astype(np.int64)).to(batch.device)
-        batch.append(rows.astype(np.int64), positions.astype(np.int64), sampled)
-        batch.follow(seen.forced)
-        starts = plan.starts.astype(np.int64)
-        self._filled.overwritten(self._tables(plan.rows.astype(np.int64)), starts, starts + plan.counts)
+    def _catch_up(self) -> None:
+        """Follow the steps that are behind, many at once where they are alike."""
+        behind, self._behind = self._behind, []
+        alike: list[Seen] = []
+        for seen in behind:
+            if seen.plan.added or len(seen.plan.removed) or seen.plan.drafts is not None or seen.forced:
+                self._follow(alike)
+                self._follow([seen])
+                alike = []
+            else:
+                alike.append(seen)
+        self._follow(alike)
+
+    def _follow(self, steps: list[Seen]) -> None:
+        """Bring rows, tables and tokens up to date with steps; nobody enters or leaves but with the first."""
+        if not steps:
+            return
+        batch, plans = self._batch, [seen.plan for seen in steps]
+        for plan in plans:
+            batch.apply(self._own(plan))
+        rows, positions = (
+            np.concatenate(column).astype(np.int64)
+            for column in list(zip(*(plan.yields for plan in plans), strict=True))[:2]
+        )
+        sampled = np.concatenate([seen.token_ids for seen in steps]).astype(np.int64)
+        batch.append(rows, positions, torch.from_numpy(sampled).to(batch.device))
+        for seen in steps:
+            batch.follow(seen.forced)
+        rows, lines = np.unique(np.concatenate([plan.rows for plan in plans]), return_inverse=True)
+        starts, ends = np.full(len(rows), batch.tokens.shape[1]), np.zeros(len(rows), np.int64)
+        np.minimum.at(starts, lines, np.concatenate([plan.starts for plan in plans]))
+        np.maximum.at(ends, lines, np.concatenate([plan.starts + plan.counts for plan in plans]))
+        self._filled.overwritten(self._tables(rows.astype(np.int64)), starts, ends)
 
     def _own(self, plan: StepPlan) -> StepPlan:
         """The plan as the drafter's batch takes it: one of the engine's block tables for all its groups."""

@@ -9,6 +9,7 @@ few microseconds each in plain Python; a request's first draft enters all of its
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +24,8 @@ from workbench.speculate.suffixes import END, ROOT, Continuation, Match, Suffixe
 FACTOR = 2.0  # drafts for each token of the run: what has stood there for long goes on for long
 LEAST_CHANCE = 0.1  # of a draft and all before it
 KEPT = 1 << 15  # tokens of past outputs, at most: about a kilobyte each; of a single root at least half that
+
+READ = 1 << 11  # tokens of past outputs, at least, that are entered before drafts are found
 
 NOWHERE = Match(ROOT, 0)
 
@@ -102,7 +105,9 @@ class SuffixDrafter:
     """Suffixes of each batch row, and of what was said before."""
 
     def __init__(self, max_rows: int, kept: int = KEPT) -> None:
-        self._pasts = Pasts(kept)
+        self._pasts, self._kept = Pasts(kept), kept
+        self._unread: deque[tuple[bytes, list[int]]] = deque()  # outputs that wait, by root
+        self._num_unread = 0  # tokens of these
         self._rows: list[Row | None] = [None] * max_rows
         self._roots = [b""] * max_rows  # as the row was entered
 
@@ -111,9 +116,22 @@ class SuffixDrafter:
 
     def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
         self._rows[row] = None
-        self._pasts.add(self._roots[row], token_ids[num_prompt_tokens:].tolist())
+        self._unread.append((self._roots[row], token_ids[num_prompt_tokens:].tolist()))
+        self._num_unread += len(token_ids) - num_prompt_tokens
+        while self._num_unread > 2 * self._kept:  # it would be forgotten before it is looked at
+            self._num_unread -= len(self._unread.popleft()[1])
+
+    def _read(self) -> None:
+        """Enter what was said since; what takes long, in parts."""
+        read = 0
+        while self._unread and read < READ:
+            root, token_ids = self._unread.popleft()
+            self._pasts.add(root, token_ids)
+            read += len(token_ids)
+        self._num_unread -= read
 
     def propose(self, ask: Ask) -> Proposals:
+        self._read()
         columns = zip(ask.rows.tolist(), ask.lengths.tolist(), ask.most.tolist(), strict=True)
         found = [self._draft(row, ask.tokens[row, :length], most) for row, length, most in columns]
         counts = np.array([len(drafts) for drafts in found], np.int64)
