@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from workbench.speculate.drafter import Ask
-from workbench.speculate.suffix import FACTOR, READ, SuffixDrafter
+from workbench.speculate.suffix import FACTOR, KEPT, READ, SuffixDrafter
 from workbench.speculate.suffixes import END, Match, Suffixes
 
 
@@ -177,7 +177,7 @@ def test_outputs_of_many_roots_take_no_more_room_than_those_of_one() -> None:
 
 
 def test_outputs_wait_until_somebody_asks_and_are_read_in_parts() -> None:
-    rows, size = Rows(), READ // 8
+    rows, size = Rows(kept=KEPT), READ // 8
     for number in range(20):
         rows.say(0, [1], list(range(300 * number, 300 * number + size)))
     assert rows.drafter._pasts.num_tokens == 0

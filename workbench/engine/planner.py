@@ -57,12 +57,14 @@ class Planner:
 
     def plan(self) -> Outline | None:
         """The next step, entered into the books as a flight; None when nobody wants a token now."""
-        books, running, speculation = self._books, self._books.running, self._speculation
-        if speculation is not None and books.flights:
+        books, running = self._books, self._books.running
+        drafting = self._speculation
+        if drafting is not None and not drafting.waits(running):
+            drafting = None
+        if books.flights:
             last = books.flights[-1].plan  # how far it gets is not known, or who drafts what behind it
-            if last.drafts is not None or last.asks is not None or speculation.waits(running):
+            if last.drafts is not None or last.asks is not None or drafting is not None:
                 return None
-        drafting = None if books.flights else speculation
         proposals = None if drafting is None else proposed(drafting, running)
         asking = drafting is not None and drafting.asks(running) is not None
         alone = proposals is None and not (asking or books.waiting.num_ready or self._untold)

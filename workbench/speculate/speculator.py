@@ -122,8 +122,9 @@ class Speculator:
         if self._pace is None:
             return  # then a decision holds as long as nobody enters
         self._holds = max(0, self._holds - 1)
-        if plan.drafts is not None or self._holds < HOLDS:  # long before the next decision nobody asks
-            self._time(self._pace, plan, result)
+        if plan.drafts is None and self._holds >= HOLDS:
+            return  # what a step costs is looked at shortly before the next decision
+        self._time(self._pace, plan, result)
         if plan.drafts is not None and accepted is not None:
             rows = plan.rows[plan.drafts.lines].astype(np.int64)
             self._pace.verified(rows, plan.drafts.counts.astype(np.int64), accepted.astype(np.int64))
