@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from workbench.runtime.kernel_attention import Bounds, as_many
 from workbench.runtime.kernel_step import KernelStep
 
-# Launch by launch a step takes the host 0.7 ms a layer, whatever the device does meanwhile: in llama-8b that
-# is the longer of the two up to more than 1,000 tokens.
+# Launch by launch a step takes the host 0.7 ms a layer, whatever the device does meanwhile: in llama-8b, which
+# computes 38,000 tokens a second, that is the longer of the two up to some 800 tokens.
 CHUNKED = 512  # tokens of the largest graph that holds chunks
 CHUNK_LINES = 16  # and its lines
 
