@@ -39,7 +39,7 @@ class Fitful(Pace):
         super().__init__(64, 3)
         self.turn = 0
 
-    def wanted(self, rows: np.ndarray) -> np.ndarray:
+    def wanted(self, rows: np.ndarray, gone: int | None = None) -> np.ndarray:
         self.turn += 1
         wanted = (self.turn + rows) % 4
         return wanted if self.turn % 3 else np.zeros_like(wanted)

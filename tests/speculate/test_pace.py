@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from workbench.speculate.pace import HOLDS, HOLDS_NONE, LEAST_SEEN, LONGEST_REST, Pace
+from workbench.speculate.pace import HOLDS, HOLDS_NONE, LEAST_SEEN, LONGEST_REST, REST, Pace
 
 MOST = 5
 
@@ -134,3 +134,27 @@ def test_what_drafts_cost_many_requests_is_not_held_against_one() -> None:
     for _ in range(LEAST_SEEN):
         pace.took(1, 1e-3, 0)
     assert pace.wanted(rows[:1]).any()
+
+
+def test_a_slow_first_step_makes_no_later_one_take_less_than_no_time() -> None:
+    pace, rows = Pace(4, 16), np.arange(1)
+    pace.enter(0)
+    for seconds in (12e-3, 1e-3, 1e-3):
+        pace.took(1, seconds, 0)
+    for _ in range(60):
+        pace.took(9, 1.5e-3, 8)
+        pace.took(1, 1e-3, 0)
+        assert (pace._costs.drafting(np.arange(1.0, 40.0)) > 0).all()
+    for _ in range(30):
+        pace.verified(rows, np.array([16]), np.array([16]))
+        pace.took(17, 1.5e-3, 16)
+    assert pace.wanted(rows).tolist() == [16]
+
+
+def test_a_rest_is_counted_in_steps_however_often_it_is_asked() -> None:
+    pace, rows = taught(1, lambda tokens: 1e-3 + 5e-5 * tokens)
+    verify(pace, rows, 0)
+    step = 0
+    while not pace.wanted(rows, 1).any():
+        step += 1
+    assert REST <= step <= REST + 2

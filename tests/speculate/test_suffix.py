@@ -182,10 +182,30 @@ def test_outputs_wait_until_somebody_asks_and_are_read_in_parts() -> None:
         rows.say(0, [1], list(range(300 * number, 300 * number + size)))
     assert rows.drafter._pasts.num_tokens == 0
     found = []
-    for _ in range(3):
-        rows.enter(1, [300 * 19, 300 * 19 + 1])
-        found.append(rows.propose(1, 1) == [300 * 19 + 2])
+    rows.enter(1, [300 * 19])
+    for number in range(1, 4):
+        rows.grow(1, [300 * 19 + number])
+        found.append(rows.propose(1, 1) == [300 * 19 + number + 1])
     assert found == [False, False, True], "eight are read at a time"
+
+
+def test_who_asks_twice_hears_the_same_twice_though_outputs_wait() -> None:
+    rows, size = Rows(kept=KEPT), READ // 8
+    for number in range(20):
+        rows.say(0, [1], list(range(300 * number, 300 * number + size)))
+    rows.enter(1, [300 * 19, 300 * 19 + 1])
+    assert rows.propose(1, 1) == rows.propose(1, 1) == []
+    rows.grow(1, [300 * 19 + 2])
+    assert rows.propose(1, 1) == rows.propose(1, 1) == []
+    rows.grow(1, [300 * 19 + 3])
+    assert rows.propose(1, 1) == rows.propose(1, 1) == [300 * 19 + 4]
+
+
+def test_of_a_long_output_its_end_is_kept() -> None:
+    rows = Rows(kept=100)
+    rows.say(0, [1], list(range(100, 399)))
+    rows.enter(1, [390, 391])
+    assert rows.propose(1, 1) == [392]
 
 
 def test_outputs_that_nobody_asks_for_are_forgotten_unread() -> None:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from workbench.runtime.kernel_adapters import KernelAdapters
     from workbench.runtime.kernel_step import KernelStep
 
-# On a GPU a step in which some row computes several tokens runs launch by launch, at several times the cost
-# of a graph where few rows run.
+# On a GPU a step in which some row computes several tokens may have to run launch by launch (many rows,
+# adapters), at several times the cost of a graph. Chosen when all such steps did; not measured since.
 LEAST_FORCED = 8
 
 

@@ -68,7 +68,7 @@ class DeviceBatch:
         self._shared = None
 
     def apply(self, plan: StepPlan) -> None:
-        """Members leave and enter; drafts come with the packed array, and growth, or that by `grow`."""
+        """Members leave and enter. Drafts and growth come with the packed array, or by `grow`."""
         for row in plan.removed.tolist():
             del self.additions[row]
             del self._first_blocks[row]

@@ -114,20 +114,23 @@ class DraftModel:
         return self._propose(asked) if len(asked.rows) else None
 
     def _catch_up(self) -> None:
-        """Follow the steps that are behind, many at once where they are alike."""
+        """Follow the steps that are behind, many plain ones at once."""
         behind, self._behind = self._behind, []
-        alike: list[Seen] = []
+        plain: list[Seen] = []
         for seen in behind:
             if seen.plan.added or len(seen.plan.removed) or seen.plan.drafts is not None or seen.forced:
-                self._follow(alike)
+                self._follow(plain)
                 self._follow([seen])
-                alike = []
+                plain = []
             else:
-                alike.append(seen)
-        self._follow(alike)
+                plain.append(seen)
+        self._follow(plain)
 
     def _follow(self, steps: list[Seen]) -> None:
-        """Bring rows, tables and tokens up to date with steps; nobody enters or leaves but with the first."""
+        """Bring rows, tables and tokens up to date with steps: one, or several that are plain.
+
+        In a plain one nobody enters, leaves, brings drafts or is forced to anything.
+        """
         if not steps:
             return
         batch, plans = self._batch, [seen.plan for seen in steps]

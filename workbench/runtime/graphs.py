@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from workbench.runtime.kernel_attention import Bounds, as_many
 from workbench.runtime.kernel_step import KernelStep
 
-# Launch by launch a step takes the host 0.7 ms a layer, whatever the device does meanwhile: in llama-8b, which
-# computes 38,000 tokens a second, that is the longer of the two up to some 800 tokens.
+# Launch by launch a step takes the host 0.7 ms a layer, whatever the device does meanwhile: in llama-8b, at
+# 38,000 tokens a second, that is the longer of the two up to 800 tokens.
 CHUNKED = 512  # tokens of the largest graph that holds chunks
 CHUNK_LINES = 16  # and its lines
 
@@ -83,7 +83,7 @@ class StepGraphs:
         verified: int = 0,
         chunked: int = 0,
     ) -> None:
-        """`most`: lines of the largest; `max_length`: longest context any replay may see.
+        """`most`: lines of the largest decodes; `max_length`: longest context any replay may see.
 
         Args:
             sharing_rows: fewest lines whose common prefix is read once; None: none is ever.
@@ -107,7 +107,7 @@ class StepGraphs:
         self._draws: dict[int, Replay] = {}
 
     def capture(self) -> None:
-        """All sizes, the largest first, so that the smaller ones live in its memory."""
+        """All of them, of each ladder the largest first, so that the smaller ones live in its memory."""
         for form in tqdm(self._forms(), desc="Capturing graphs", unit="graph", leave=False):
             self.pair(form)
 

@@ -189,7 +189,7 @@ class KernelRunner:
         return sampled._replace(scoring=scores.scoring, scored=scores.scored)
 
     def _forward(self, plan: StepPlan, lines: int, sampling: int) -> Told:
-        """Compute a step that is not one of decodes; logprobs of its prompt tokens, where they are wanted."""
+        """Compute a step that no graph serves; logprobs of its prompt tokens, where they are wanted."""
         bounds = bounds_of(plan, self._step.attends_whole)
         begins = np.cumsum(plan.counts, dtype=np.int64) - plan.counts
         scored = scored_by(plan, begins, self._batch.additions)

@@ -12,7 +12,7 @@ import numpy as np
 from workbench.engine.plan import Addition, Growth, Scoring, StepPlan
 from workbench.params import SamplingParams
 
-FEWEST = 64  # tokens of the smallest step; below that steps run what graphs run
+FEWEST = 64  # tokens of the smallest prompt; small steps run what graphs run, if not graphs themselves
 
 PLAIN = SamplingParams(temperature=1.0)
 # Processed logprobs of logits that nothing adjusts come by a form of their kernel of their own.

@@ -28,6 +28,7 @@ SHORT_REST = 4  # where drafts were right before: a copy that was interrupted go
 GOOD = 2  # right drafts a verification; so many make a good one of a request
 FADE_ALL = 0.9  # as FADE, of what is seen of all requests
 HOPE = 0.9  # chance of a draft that is worth a trial
+LEAST_PART = 0.1  # of a step's time without drafts that one with drafts takes at the least
 LEAST_GAIN = 1.02  # in tokens a second: less is lost in what is measured badly
 FREE, STRIDE = 16, 1.25  # steps so large may be tried unseen; beyond, so much larger than any that was seen
 
@@ -61,38 +62,32 @@ class Means:
         """That of a size that was seen."""
         return self._values.get(_size(tokens))
 
-    def at(self, tokens: Floats, rising: bool = False) -> Floats:
-        """From the sizes around, and beyond them as at their ends, or `rising` from nothing to the first."""
+    def points(self) -> tuple[Floats, Floats]:
+        """[sizes] each; tokens, ascending, and their means."""
         order = sorted(self._tokens, key=self._tokens.__getitem__)
-        nothing = [0.0] if rising or not order else []
-        counts = nothing + [self._tokens[size] for size in order]
-        found: Floats = np.interp(tokens, counts, nothing + [self._values[size] for size in order])
-        return found
+        tokens = np.array([self._tokens[size] for size in order])
+        return tokens, np.array([self._values[size] for size in order])
 
 
 class StepCosts:
-    """Seconds of a step by its tokens, and how many more where drafts are among them.
+    """Seconds of a step by its tokens, and of one that has drafts among them.
 
     Those are found, and verified, between one step and the next, while the device waits; steps without
     overlap.
     """
 
     def __init__(self) -> None:
-        self._plain, self._more = Means(), Means()
+        self._plain, self._drafting = Means(), Means()
 
     def took(self, tokens: int, seconds: float, drafts: int) -> None:
         """A step of so many tokens, drafts among them, took so long."""
-        known = plain = self.plain(tokens)
-        if drafts:
-            more = self._more.of(tokens)
-            known = float(self.drafting(np.array([float(tokens)]))[0]) if more is None else plain + more
+        means = self._drafting if drafts else self._plain
+        known = means.of(tokens)
+        if known is None:
+            known = float(self.drafting(np.array([float(tokens)]))[0]) if drafts else self.plain(tokens)
         # What is twice as slow as ever, or as steps around it, is a pause of somebody else's, or compiles
         # something, the first time; if it stays, the mean gets there too.
-        new = min(seconds, 2 * known) if known else seconds
-        if drafts:
-            self._more.add(tokens, new - plain)
-        else:
-            self._plain.add(tokens, new)
+        means.add(tokens, min(seconds, 2 * known) if known else seconds)
 
     def seen(self, tokens: int) -> int:
         """Steps of that size, without drafts, that were timed."""
@@ -101,16 +96,26 @@ class StepCosts:
     @property
     def limit(self) -> int:
         """Tokens of the largest step that may be tried."""
-        return max(FREE, int(STRIDE * max(self._plain.largest, self._more.largest)))
+        return max(FREE, int(STRIDE * max(self._plain.largest, self._drafting.largest)))
 
     def plain(self, tokens: int) -> float:
-        """Seconds without drafts, from the sizes around; beyond the largest, as if tokens were free."""
+        """Seconds without drafts; 0 where no step was seen."""
         known = self._plain.of(tokens)
-        return float(self._plain.at(np.array([float(tokens)]))[0]) if known is None else known
+        return float(self._without(np.array([float(tokens)]))[0]) if known is None else known
+
+    def _without(self, tokens: Floats) -> Floats:
+        """From the sizes around; beyond the largest, as if tokens were free."""
+        counts, seconds = self._plain.points()
+        found: Floats = np.interp(tokens, counts, seconds) if len(counts) else np.zeros(len(tokens))
+        return found
 
     def drafting(self, tokens: Floats) -> Floats:
-        """The same with drafts; what they add is believed to grow from nothing to the least that was seen."""
-        return self._plain.at(tokens) + self._more.at(tokens, rising=True)
+        """Seconds with drafts: what they add grows from nothing to the least that was seen, and so on."""
+        counts, seconds = self._drafting.points()
+        more = seconds - self._without(counts)
+        plain = self._without(tokens)
+        found: Floats = plain + np.interp(tokens, np.append(0.0, counts), np.append(0.0, more))
+        return np.maximum(found, LEAST_PART * plain)
 
 
 def _size(tokens: int) -> int:
@@ -159,9 +164,12 @@ class Pace:
         good: Bools = self._gained[rows] >= GOOD * np.maximum(self._tried[rows], 1)
         return good
 
-    def wanted(self, rows: Longs) -> Longs:
-        """[n]; drafts of each of the rows that run, for the next steps."""
-        held, self.holds = self.holds, HOLDS
+    def wanted(self, rows: Longs, gone: int | None = None) -> Longs:
+        """[n]; drafts of each of the rows that run, for the next steps.
+
+        `gone`: steps since it was asked last; None: as many as that was to hold for.
+        """
+        held, self.holds = self.holds if gone is None else gone, HOLDS
         if not len(rows) or self._costs.seen(len(rows)) < LEAST_SEEN:
             return np.zeros(len(rows), np.int64)
         share = self._right[rows] / (self._right[rows] + self._wrong[rows])

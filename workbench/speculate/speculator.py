@@ -43,6 +43,7 @@ class Speculator:
         self._wanted: Longs = np.zeros(0, np.int64)  # by batch row; drafts at most
         self._anybody = False  # whether anybody is to draft
         self._holds = 0  # steps for which that holds
+        self._gone = 0  # steps since it was decided
         self._last: StepResult | None = None  # of the step before, where it was one of decodes
         self._lines = 0  # its requests
         self._drafted = False  # and whether it verified drafts
@@ -67,25 +68,26 @@ class Speculator:
         self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens)
 
     def waits(self, running: Running) -> bool:
-        if not self._holds:
-            self._decide(running)
-        return self._anybody
+        self._decide(running)
+        return self._anybody and bool(self._wanted[running.row].any())
 
     def _lengths(self, running: Running) -> Longs:
         """[n]; drafts that are wanted of each."""
-        if not self._holds:
-            self._decide(running)
+        self._decide(running)
         wanted: Longs = self._wanted[running.row]
         return wanted
 
     def _decide(self, running: Running) -> None:
-        """Who drafts how much, until somebody enters or some steps have gone by."""
+        """Who drafts how much, if that is open: until somebody enters or, with a pace, steps have gone by."""
+        if self._holds:
+            return
         self._holds = HOLDS
         wanted = np.zeros(running.max_rows, np.int64)
         if self._pace is None:
             wanted[running.row] = self._room.each
         else:
-            wanted[running.row] = self._pace.wanted(running.row)
+            wanted[running.row] = self._pace.wanted(running.row, self._gone)
+            self._gone = 0
             self._holds = self._pace.holds
         wanted[list(self._unable)] = 0
         self._wanted, self._anybody = wanted, bool(wanted.any())
@@ -120,7 +122,8 @@ class Speculator:
         if self._relay is not None:
             self._relay.hear(result.proposed)
         if self._pace is None:
-            return  # then a decision holds as long as nobody enters
+            return
+        self._gone += 1
         self._holds = max(0, self._holds - 1)
         if plan.drafts is None and self._holds >= HOLDS:
             return  # what a step costs is looked at shortly before the next decision

@@ -108,6 +108,7 @@ class SuffixDrafter:
         self._pasts, self._kept = Pasts(kept), kept
         self._unread: deque[tuple[bytes, list[int]]] = deque()  # outputs that wait, by root
         self._num_unread = 0  # tokens of these
+        self._asked: tuple[bytes, ...] | None = None  # rows, lengths and roots that were asked for last
         self._rows: list[Row | None] = [None] * max_rows
         self._roots = [b""] * max_rows  # as the row was entered
 
@@ -115,9 +116,10 @@ class SuffixDrafter:
         self._rows[row], self._roots[row] = None, root
 
     def leave(self, row: int, token_ids: Ints, num_prompt_tokens: int) -> None:
-        self._rows[row] = None
-        self._unread.append((self._roots[row], token_ids[num_prompt_tokens:].tolist()))
-        self._num_unread += len(token_ids) - num_prompt_tokens
+        self._rows[row] = self._asked = None
+        said = token_ids[num_prompt_tokens:][-(self._kept // 2) :].tolist()  # no more of it is kept
+        self._unread.append((self._roots[row], said))
+        self._num_unread += len(said)
         while self._num_unread > 2 * self._kept:  # it would be forgotten before it is looked at
             self._num_unread -= len(self._unread.popleft()[1])
 
@@ -131,7 +133,10 @@ class SuffixDrafter:
         self._num_unread -= read
 
     def propose(self, ask: Ask) -> Proposals:
-        self._read()
+        asked = (ask.rows.tobytes(), ask.lengths.tobytes(), *(self._roots[row] for row in ask.rows.tolist()))
+        if asked != self._asked:  # who asks twice, to see beforehand what comes, hears the same twice
+            self._asked = asked
+            self._read()
         columns = zip(ask.rows.tolist(), ask.lengths.tolist(), ask.most.tolist(), strict=True)
         found = [self._draft(row, ask.tokens[row, :length], most) for row, length, most in columns]
         counts = np.array([len(drafts) for drafts in found], np.int64)
