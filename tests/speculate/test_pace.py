@@ -158,3 +158,20 @@ def test_a_rest_is_counted_in_steps_however_often_it_is_asked() -> None:
     while not pace.wanted(rows, 1).any():
         step += 1
     assert REST <= step <= REST + 2
+
+
+def test_trials_of_many_requests_come_together() -> None:
+    """Their rests end at any time; a step with one draft is as slow as one with many."""
+    pace, rows = taught(64, lambda tokens: 1e-3 if tokens < 80 else 1.3e-3)
+    for row in rows.tolist():
+        verify(pace, rows[row : row + 1], 0)
+        pace._rest[row] = 1 + row  # steps until it tries, each at another time
+    trials = 0
+    for _ in range(640):
+        wanted = pace.wanted(rows, 1)
+        if wanted.any():
+            trials += 1
+            assert pace.holds == 2
+            trying = rows[wanted > 0]
+            pace.verified(trying, np.ones(len(trying), np.int64), np.zeros(len(trying), np.int64))
+    assert 1 < trials <= 640 // 64

@@ -136,6 +136,7 @@ class Pace:
         # A row's next request goes on with these: none may be long enough to try at all.
         self._rest: Longs = np.zeros(max_rows, np.int64)  # steps until a row without drafts tries one
         self._wait: Longs = np.full(max_rows, REST)  # how long its next rest is
+        self._untried = 0  # steps since the last trial
 
     def enter(self, row: int) -> None:
         """The row holds another request."""
@@ -178,15 +179,20 @@ class Pace:
             return wanted
         resting = wanted == 0
         self._rest[rows[~resting]] = 0
-        trying = resting & (self._rest[rows] == 1)
+        self._untried += held
+        # A trial slows everybody's step: of many requests, those whose rests are over wait for one another.
+        trying = resting & (self._rest[rows] == 1) & (self._untried >= min(len(rows), REST))
         self._rest[rows[resting]] = np.where(
             self._rest[rows] > 0, np.maximum(self._rest[rows] - held, 1), self._wait[rows]
         )[resting]
         if trying.any():
+            self._untried = 0
             self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
             self._rest[rows[trying]] = self._wait[rows[trying]]
             if self._worth(np.full((len(rows), 1), HOPE)).any():
                 wanted[trying] = np.where(self._good(rows[trying]), self._most, 1)
+                if np.array_equal(wanted > 0, trying):
+                    self.holds = 2  # nobody else drafts: one to find them, one to verify them
         if not wanted.any():
             # Of many requests somebody's rest is always about to end, and to decide takes a while.
             self.holds = min(HOLDS_NONE, max(len(rows), int(self._rest[rows].min())))
