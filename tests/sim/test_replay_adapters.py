@@ -240,23 +240,25 @@ def test_the_events_table_tells_of_pins_and_removals(tmp_path: Path) -> None:
 # --- other settings -------------------------------------------------------------------------------------
 
 
-def test_more_slots_than_there_were_are_used() -> None:
+def run_with_a_pin() -> Trace:
+    """Two slots, and one of them is not given away."""
     shop = Shop(slots=2)
     with shop.house.trace.record() as trace:
         shop.start()
         pinned_and_kept(shop)
         shop.house.run()
+    return trace
+
+
+def test_more_slots_than_there_were_are_used() -> None:
+    trace = run_with_a_pin()
     assert ("AdapterEvicted", "b") in adapters_in(trace)
     evicted = {name for kind, name in adapters_in(replay(trace, max_loras=3)) if kind == "AdapterEvicted"}
     assert evicted == set()
 
 
 def test_too_few_slots_for_what_was_pinned_are_refused() -> None:
-    shop = Shop(slots=2)
-    with shop.house.trace.record() as trace:
-        shop.start()
-        pinned_and_kept(shop)
-        shop.house.run()
+    trace = run_with_a_pin()
     with pytest.raises(
         ValueError, match=r"request 1 waits for adapter 'b', and all 1 slots are .* pinned: raise max_loras"
     ):

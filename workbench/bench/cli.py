@@ -211,9 +211,10 @@ def _speculation_options(parser: argparse.ArgumentParser) -> None:
 def _speculation(arguments: argparse.Namespace) -> Result:
     from workbench.bench import speculation
 
+    usual = 5 if arguments.method == "draft_model" else 16
     config = {
         "method": arguments.method,
-        "num_speculative_tokens": arguments.drafts or (5 if arguments.method == "draft_model" else 16),
+        "num_speculative_tokens": usual if arguments.drafts is None else arguments.drafts,
         "adaptive": not arguments.not_adaptive,
     }
     if arguments.method == "draft_model":
