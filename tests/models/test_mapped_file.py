@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -85,9 +86,10 @@ def test_reading_leaves_nothing_behind(path: Path, stored: dict[str, torch.Tenso
         gc.collect()
         return sys.getallocatedblocks()
 
-    before = held_after(10)
-    more = held_after(100) - before
-    assert more < 100, f"{more} blocks are left of {100 * len(found)} tensors"
+    held = [held_after(20) for _ in range(10)]
+    more = [after - before for before, after in itertools.pairwise(held)]
+    # What is left behind is left in every window; what the interpreter or another thread fills once, in a few.
+    assert min(more) < 20, f"every 20 files leave blocks behind: {more}"
 
 
 def test_what_a_header_gets_wrong_is_told_with_the_remedy(path: Path) -> None:
