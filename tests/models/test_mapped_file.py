@@ -88,7 +88,7 @@ def test_reading_leaves_nothing_behind(path: Path, stored: dict[str, torch.Tenso
 
     held = [held_after(20) for _ in range(10)]
     more = [after - before for before, after in itertools.pairwise(held)]
-    # What is left behind is left in every window; what the interpreter or another thread fills once, in a few.
+    # What is left behind, every window leaves; what the interpreter or another thread fills once, a few.
     assert min(more) < 20, f"every 20 files leave blocks behind: {more}"
 
 
