@@ -51,7 +51,8 @@ def test_tables_grow_to_what_is_derived_from_all_events(
     work: list[tuple[list[int], int]], depth: int, abort_at: int, fail_at: int | None, cuts: list[int]
 ) -> None:
     house = disturbed(work, depth, abort_at, fail_at)
-    events, tables = house.trace.recording().events, GrowingTables(NAMES, house.trace.decode)
+    events = house.trace.recording().events
+    tables = GrowingTables((*NAMES, "likelihoods"), house.trace.decode)
     for begin, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(events)], strict=True):
         tables.take(events[begin:end])
     for name in NAMES:
@@ -60,7 +61,7 @@ def test_tables_grow_to_what_is_derived_from_all_events(
 
 def test_a_line_that_is_there_never_changes() -> None:
     house = disturbed([([1] * 20 + [k] * 9, 12) for k in range(8)], 2, 9, None)
-    tables = GrowingTables(NAMES, house.trace.decode)
+    tables = GrowingTables((*NAMES, "likelihoods"), house.trace.decode)
     events: list[Event] = house.trace.recording().events
     sizes = set()
     for event in events:

@@ -63,7 +63,7 @@ def test_tables_grow_with_forced_tokens_and_logprobs_too(llm: LLM) -> None:
     with llm.trace.record() as trace:
         llm.generate(PROMPTS, params, use_tqdm=False)
     assert trace.columns.steps["forced"].sum() > 0
-    grown = GrowingTables(NAMES, trace.decode)
+    grown = GrowingTables((*NAMES, "likelihoods"), trace.decode)
     for event in trace.recording().events:
         grown.take([event])
     for name in NAMES:

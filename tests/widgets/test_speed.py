@@ -69,8 +69,9 @@ def test_the_first_picture_comes_within_a_second(kind: type[Widget], run: Run) -
 
     def first() -> None:
         widget = kind(trace)
-        assert "<svg" in widget.static()
-        assert len(widget.static()) < LARGEST
+        picture = widget.static()
+        assert "<svg" in picture
+        assert len(picture) < LARGEST
         assert len(widget.feed["steps"]["step"]) > 0.99 * STEPS
         widget.close()  # and its feed: the next one begins anew
 

@@ -61,10 +61,10 @@ def block_table(told: Sequence[BlocksChanged], began: float) -> Table:
             "block": which,
             "group": groups,
             "event": np.array(kinds, np.object_)[change],
-            "request_id": [said[name] for name in names],
+            "request_id": list(map(said.__getitem__, names)),
             "holders": holders,
             "position": positions,
-            "key": [shown[key] for key in keys],
+            "key": list(map(shown.__getitem__, keys)),
             "reason": np.array(reasons, np.object_)[change],
         },
     )
@@ -78,12 +78,16 @@ def _all(said: tuple[Value, ...], size: int, empty: Value) -> tuple[Value, ...]:
 
 def _carried(blocks: Longs, places: Longs) -> npt.NDArray[np.float64]:
     """Places, where one is not said the block's last one before; NaN where there is none."""
-    order = np.argsort(blocks, kind="stable")
-    sorted_, place = places[order], np.arange(len(order))
-    begins = np.diff(blocks[order], prepend=-1) != 0  # of a block's lines
+    carried, unsaid = places.astype(np.float64), places == NOT_SAID
+    asked = np.zeros(int(blocks.max(initial=-1)) + 1, np.bool_)
+    asked[blocks[unsaid]] = True
+    lines = np.flatnonzero(asked[blocks])  # of blocks of which one is not said: of a full cache, few
+    of, place = blocks[lines], np.arange(len(lines))
+    order = np.argsort(of, kind="stable")
+    sorted_ = places[lines][order]
+    begins = np.diff(of[order], prepend=-1) != 0  # of a block's lines
     begin, latest = (
         np.maximum.accumulate(np.where(at, place, -1)) for at in (begins, sorted_ != NOT_SAID)
     )  # by line, the last such line up to it
-    carried = np.empty(len(order), np.float64)
-    carried[order] = np.where(latest >= begin, sorted_[latest], np.nan)
+    carried[lines[order]] = np.where(latest >= begin, sorted_[latest], np.nan)
     return carried

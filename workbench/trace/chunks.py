@@ -69,8 +69,11 @@ def chunks_of(facts: Facts, reached_before: Reached) -> Chunks:
     request = _join(facts.steps, lambda s: s.requests)
     start = _join(facts.steps, lambda s: s.planned.plan.starts)
     count = _join(facts.steps, lambda s: s.planned.plan.counts)
-    dropped = _join(facts.steps, StepFacts.dropped).astype(np.bool_)
-    draft, accepted = _join(facts.steps, StepFacts.drafts), _join(facts.steps, StepFacts.accepted)
+    samples = _join(facts.steps, lambda s: s.planned.plan.samples).astype(np.bool_)
+    dropped = _dropped(facts.steps, step, samples)
+    draft, accepted = np.zeros((2, len(step)), np.int64)
+    if any(plan.drafts is not None for plan in plans):
+        draft, accepted = _join(facts.steps, StepFacts.drafts), _join(facts.steps, StepFacts.accepted)
     rejected = np.where(dropped, 0, draft - accepted)
     admitted, cached, beyond = _admissions(facts, step, request)
     came = np.where(dropped, np.where(admitted, start, 0), start + count - rejected)
@@ -85,7 +88,7 @@ def chunks_of(facts: Facts, reached_before: Reached) -> Chunks:
         row=_join(facts.steps, lambda s: s.planned.plan.rows),
         start=start,
         count=count,
-        samples=_join(facts.steps, lambda s: s.planned.plan.samples).astype(np.bool_),
+        samples=samples,
         dropped=dropped,
         cached=cached,
         recomputed=again - beyond,
@@ -98,6 +101,18 @@ def chunks_of(facts: Facts, reached_before: Reached) -> Chunks:
 
 def _join(steps: list[StepFacts], column: Callable[[StepFacts], npt.NDArray[Any]]) -> Longs:
     return np.concatenate([column(step) for step in steps]).astype(np.int64) if steps else NONE
+
+
+def _dropped(steps: list[StepFacts], step: Longs, samples: Bools) -> Bools:
+    """Lines whose outcome nobody took. Most steps have none: as many took a token as were to."""
+    dropped = np.zeros(len(samples), np.bool_)
+    wanted = np.bincount(step[samples], minlength=len(steps)).tolist()
+    bounds = np.searchsorted(step, np.arange(len(steps) + 1))
+    for place, (each, count) in enumerate(zip(steps, wanted, strict=True)):
+        drafts = each.planned.plan.drafts is not None
+        if drafts or each.failed or each.lost or len(each.takers) != count:
+            dropped[bounds[place] : bounds[place + 1]] = each.dropped()
+    return dropped
 
 
 def _admissions(facts: Facts, step: Longs, request: Longs) -> tuple[Bools, Longs, Longs]:

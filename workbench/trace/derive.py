@@ -34,7 +34,8 @@ def derive(recording: Recording, version: str, decode: Decode | None = None) -> 
         decode: text of token ids; without it, texts are missing.
     """
     facts = read(recording.events)
-    chunks, picks, tally = chunks_of(facts, Reached()), read_picks(facts), Tally()
+    chunks, tally = chunks_of(facts, Reached()), Tally()
+    picks = read_picks(facts, chunks)
     tally.add(len(facts.requests), chunks, picks)
     steps = step_table(facts, chunks)
     requests = request_table(facts, tally, decode)

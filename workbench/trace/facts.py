@@ -5,9 +5,11 @@ Requests are numbered as they arrive, so that an id used again is another reques
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,7 @@ Longs = npt.NDArray[np.int64]
 NONE: Longs = np.empty(0, np.int64)
 NAN = float("nan")
 NO_LOGPROBS = -1
+_NOBODY: Mapping[int, RequestAdmitted] = MappingProxyType({})  # one for all: ten thousand are much to collect
 UNKNOWN = 2**31  # its admission was not recorded: what there is was asked for
 
 
@@ -62,7 +65,7 @@ class RequestFacts:
     def said_prompt(self) -> str | None:
         """The prompt's token ids as a JSON list; None where nobody said them."""
         if self._prompt is None and len(self.prompt_token_ids):
-            self._prompt = json.dumps(self.prompt_token_ids.tolist())
+            self._prompt = str(self.prompt_token_ids.tolist())  # of ints that is JSON, in a third of the time
         return self._prompt
 
 
@@ -72,27 +75,19 @@ class StepFacts:
 
     planned: StepPlanned
     requests: Longs  # [n]; numbers of the requests in the plan's rows
-    admitted: dict[int, RequestAdmitted]  # by the request's number
+    admitted: Mapping[int, RequestAdmitted]  # by the request's number
     num_preempted: int
     committed: StepCommitted | None = None
     takers: Longs = field(default_factory=lambda: NONE)  # [k]; numbers of the requests that took a token
     followers: Longs = field(default_factory=lambda: NONE)  # [f]; of those that took tokens unsampled
     failed: bool = False
-    lost: set[int] = field(
-        default_factory=set
-    )  # requests that ended or were preempted while it was in flight
+    lost: frozenset[int] = frozenset()  # requests that ended or were preempted while it was in flight
 
     @property
     def status(self) -> str:
         if self.failed:
             return "failed"
         return "committed" if self.committed else "in flight"
-
-    @property
-    def _num_first(self) -> int:
-        """Requests that took a token."""
-        accepted = self.committed.accepted if self.committed else None
-        return len(self.takers) - (0 if accepted is None else int(accepted.sum()))
 
     def drafts(self) -> Longs:
         """[n]; drafts that each row verifies."""
@@ -113,8 +108,6 @@ class StepFacts:
         samples = self.planned.plan.samples
         if self.failed:
             return np.ones(len(samples), np.bool_)
-        if self.committed and not self.lost and self._num_first == samples.sum():
-            return np.zeros(len(samples), np.bool_)  # which is what most steps are
         lost = np.isin(self.requests, list(self.lost)) if self.lost else np.zeros(len(samples), np.bool_)
         if self.committed is None:
             return lost
@@ -154,13 +147,12 @@ class Facts:
 def read(events: Iterable[Event]) -> Facts:
     """Sort events into facts."""
     reader = Reader()
-    for event in events:
-        reader.take(event)
+    reader.take(events)
     return reader.facts
 
 
 class Reader:
-    """Takes events one by one; `facts` is what they said so far, `settled` hands out what is final."""
+    """Takes events in order; `facts` is what they said so far, `settled` hands out what is final."""
 
     def __init__(self) -> None:
         self.facts = Facts()
@@ -171,35 +163,18 @@ class Reader:
         self._num_preempted = 0  # since the last plan
         self._named: dict[type, tuple[tuple[str, ...], Longs]] = {}  # the last in plans, and in commits
 
-    def take(self, event: Event) -> None:
-        facts = self.facts
-        if not facts.began <= event.at:  # the first one, or one that an earlier recorder handed over
-            facts.began = event.at
-        if not facts.ended >= event.at:
-            facts.ended = event.at
-        match event:
-            case EngineStarted():
-                facts.config = dict(event.config)
-            case RequestArrived():
-                self._arrived(event)
-            case RequestReady():
-                self._request(event.request_id).ready = event.at
-            case RequestAdmitted():
-                self._request_admitted(event)
-            case RequestPreempted():
-                self._num_preempted += 1
-                self._request(event.request_id).preemptions += 1
-                self._lose(event.request_id)
-            case BlocksChanged():
-                facts.blocks.append(event)
-            case StepPlanned():
-                self._planned(event)
-            case StepCommitted():
-                self._committed(event)
-            case StepFailed():
-                self._failed(event)
-            case RequestFinished():
-                self._finished(event)
+    def take(self, events: Iterable[Event]) -> None:
+        """What happened next."""
+        times = list[float]()
+        for event in events:
+            times.append(event.at)
+            reads = _READS.get(type(event))
+            if reads is not None:
+                reads(self, event)
+        if times:  # the earliest is the first one, or one that an earlier recorder handed over
+            began, ended, facts = min(times), max(times), self.facts
+            facts.began = began if math.isnan(facts.began) else min(facts.began, began)
+            facts.ended = ended if math.isnan(facts.ended) else max(facts.ended, ended)
 
     def settled(self) -> Facts:
         """The steps that are over, up to the first that is not, and what was said of blocks; each only once.
@@ -226,8 +201,12 @@ class Reader:
     def _request(self, request_id: str) -> RequestFacts:
         return self.facts.requests[self._number(request_id)]
 
-    def _numbers_of(self, request_ids: Iterable[str]) -> Longs:
-        return np.array([self._number(request_id) for request_id in request_ids], np.int64)
+    def _numbers_of(self, request_ids: Sequence[str]) -> Longs:
+        numbers = self._numbers
+        try:
+            return np.array([numbers[request_id] for request_id in request_ids], np.int64)
+        except KeyError:
+            return np.array([self._number(request_id) for request_id in request_ids], np.int64)
 
     def _numbers_in(self, event: StepPlanned | StepCommitted) -> Longs:
         """From step to step the names are mostly the same object, and so are the numbers."""
@@ -237,6 +216,9 @@ class Reader:
             self._named[type(event)] = event.request_ids, numbers
         return numbers
 
+    def _started(self, event: EngineStarted) -> None:
+        self.facts.config = dict(event.config)
+
     def _arrived(self, event: RequestArrived) -> None:
         self._add(event.request_id)
         request = self._request(event.request_id)
@@ -244,6 +226,14 @@ class Reader:
         request.adapter = event.adapter
         request.max_tokens, request.priority, request.arrived = event.max_tokens, event.priority, event.at
         request.aside = event.aside
+
+    def _readied(self, event: RequestReady) -> None:
+        self._request(event.request_id).ready = event.at
+
+    def _preempted(self, event: RequestPreempted) -> None:
+        self._num_preempted += 1
+        self._request(event.request_id).preemptions += 1
+        self._lose(event.request_id)
 
     def _request_admitted(self, event: RequestAdmitted) -> None:
         self._admitted[self._number(event.request_id)] = event
@@ -253,6 +243,9 @@ class Reader:
             request.queried, request.cached = event.num_queried, event.num_cached_tokens
             request.forgone, request.scheduled = event.num_forgone, event.at
 
+    def _blocks_changed(self, event: BlocksChanged) -> None:
+        self.facts.blocks.append(event)
+
     def _planned(self, event: StepPlanned) -> None:
         for addition in event.plan.added:
             request = self._request(addition.request_id)
@@ -261,11 +254,14 @@ class Reader:
             if not len(request.prompt_token_ids):
                 request.prompt_token_ids = addition.token_ids[: addition.num_prompt_tokens]
         index = event.plan.index  # an admission handed over by an earlier recorder belongs to an earlier step
-        admitted = {number: e for number, e in self._admitted.items() if e.step == index}
+        admitted: Mapping[int, RequestAdmitted] = _NOBODY
+        if self._admitted:
+            admitted = {number: e for number, e in self._admitted.items() if e.step == index}
+            self._admitted = {}
         for number, admission in admitted.items():
             self.facts.requests[number].ran_before &= admission.resumed
         step = StepFacts(event, self._numbers_in(event), admitted, self._num_preempted)
-        self._admitted, self._num_preempted, self._began = {}, 0, True
+        self._num_preempted, self._began = 0, True
         self.facts.steps.append(step)
         self._open[index] = step
 
@@ -276,7 +272,8 @@ class Reader:
             return
         step.committed = event
         step.takers = self._numbers_in(event)
-        step.followers = self._numbers_of(each.request_id for each in event.followed)
+        if event.followed:
+            step.followers = self._numbers_of([each.request_id for each in event.followed])
 
     def _failed(self, event: StepFailed) -> None:
         """The steps launched after a failed one go with it."""
@@ -293,4 +290,19 @@ class Reader:
     def _lose(self, request_id: str) -> None:
         number = self._number(request_id)
         for step in self._open.values():
-            step.lost.add(number)
+            step.lost |= {number}
+
+
+# By its class: of many thousand events, each finds its reader at once.
+_READS: dict[type[Event], Callable[[Reader, Any], None]] = {
+    EngineStarted: Reader._started,
+    RequestArrived: Reader._arrived,
+    RequestReady: Reader._readied,
+    RequestAdmitted: Reader._request_admitted,
+    RequestPreempted: Reader._preempted,
+    BlocksChanged: Reader._blocks_changed,
+    StepPlanned: Reader._planned,
+    StepCommitted: Reader._committed,
+    StepFailed: Reader._failed,
+    RequestFinished: Reader._finished,
+}

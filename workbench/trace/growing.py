@@ -23,6 +23,7 @@ from workbench.trace.schema import COLUMNS, DTYPES, Table
 from workbench.trace.tally import Tally
 
 Name = Literal["requests", "steps", "step_requests", "tokens", "blocks"]
+Need = Name | Literal["likelihoods"]  # of tokens: their logprobs, ranks, entropies and top logprobs
 
 
 class GrowingTable:
@@ -62,11 +63,12 @@ class GrowingTables:
     """The tables of the events taken so far.
 
     Args:
-        names: the tables that are wanted; tokens and blocks cost the most.
+        names: the tables that are wanted; tokens and blocks cost the most. Without likelihoods, tokens are as
+            if nobody had asked how likely they were.
         decode: text of token ids, for `tokens`; prompts and outputs as texts are not worked out here.
     """
 
-    def __init__(self, names: Iterable[Name], decode: Decode | None = None) -> None:
+    def __init__(self, names: Iterable[Need], decode: Decode | None = None) -> None:
         self.names = frozenset(names)
         self._decode = None if decode is None else _Remembering(decode)
         self._reader = Reader()
@@ -78,8 +80,7 @@ class GrowingTables:
 
     def take(self, events: Iterable[Event]) -> None:
         """What happened next."""
-        for event in events:
-            self._reader.take(event)
+        self._reader.take(events)
         over = self._reader.settled()
         self._requests = None
         self._take_steps(over)
@@ -87,7 +88,8 @@ class GrowingTables:
             self._take_blocks(block_table(over.blocks, over.began))
 
     def _take_steps(self, over: Facts) -> None:
-        chunks, picks = chunks_of(over, self._reached), read_picks(over, "tokens" in self.names)
+        chunks = chunks_of(over, self._reached)
+        picks = read_picks(over, chunks, "likelihoods" in self.names)
         self._tally.add(len(over.requests), chunks, picks)
         if not over.steps:
             return

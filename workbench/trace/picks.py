@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from workbench.engine.events import StepCommitted
 from workbench.engine.plan import StepPlan, within
+from workbench.trace.chunks import Chunks
 from workbench.trace.facts import NAN, NO_LOGPROBS, NONE, Facts, Longs, StepFacts
 from workbench.trace.schema import Table, complete
 
+Integers = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.float64]
 Texts = npt.NDArray[np.object_]
 Bools = npt.NDArray[np.bool_]
@@ -45,8 +47,8 @@ class _Taken(NamedTuple):
     """One step's tokens: those sampled, then those that followed unsampled."""
 
     request: Longs
-    token_id: Longs
-    position: Longs
+    token_id: Integers
+    position: Integers
 
 
 class _Ways(NamedTuple):
@@ -79,21 +81,23 @@ class _Likelihoods(NamedTuple):
         return cls(*numbers, *texts)
 
 
-def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
-    """The tokens of all steps that were committed; without `likelihoods`, as if nobody had asked for them."""
-    done = [(step, step.committed) for step in facts.steps if step.committed is not None]
+def read_picks(facts: Facts, chunks: Chunks, likelihoods: bool = True) -> Picks:
+    """The tokens of all steps that were committed; without `likelihoods`, as if nobody had asked for them.
+
+    `chunks` are those of the same steps.
+    """
+    done = [step for step in facts.steps if step.committed is not None]
     if not done:
-        times, texts, never = np.empty(0, np.float64), np.empty(0, np.object_), np.empty(0, np.bool_)
-        numbers = (times, times, times, times, texts, texts)
-        return Picks(NONE, NONE, NONE, NONE, times, never, never, never, *numbers)
-    taken = [_taken(step, event) for step, event in done]
-    sizes = [len(each.request) for each in taken]
+        none, texts, never = np.empty(0, np.float64), np.empty(0, np.object_), np.empty(0, np.bool_)
+        return Picks(NONE, NONE, NONE, NONE, none, never, never, never, none, none, none, none, texts, texts)
+    sizes, request, token_id, position = _all_taken(facts, chunks)
     asked = np.array([request.logprobs for request in facts.requests], np.int64)
-    request, token_id, position = map(np.concatenate, zip(*taken, strict=True))
     ways, found = _Ways.plain(sum(sizes)), _Likelihoods.unknown(sum(sizes))
     begins = (np.cumsum(sizes) - sizes).tolist()
-    for (step, event), begin, size in zip(done, begins, sizes, strict=True):
-        result, plan = event.result, step.planned.plan
+    for step, begin, size in zip(done, begins, sizes, strict=True):
+        event, plan = step.committed, step.planned.plan
+        assert event is not None, "it is done"
+        result = event.result
         if plan.drafts is not None or result.masked is not None or event.followed:
             own: list[Any] = [column[begin : begin + size] for column in ways]
             _tell_ways(_Ways(*own), step, event)
@@ -101,14 +105,41 @@ def read_picks(facts: Facts, likelihoods: bool = True) -> Picks:
             sampled: list[Any] = [column[begin : begin + len(event.taken)] for column in found]
             _fill(_Likelihoods(*sampled), event, asked[step.takers], plan.logprobs)
     told: list[Any] = [*ways, *found]
+    times = [step.committed.at - step.committed.commit_s for step in done if step.committed is not None]
     return Picks(
         request,
-        np.repeat([step.planned.plan.index for step, _ in done], sizes),
+        np.repeat([step.planned.plan.index for step in done], sizes),
         token_id,
         position,
-        np.repeat([event.at - event.commit_s for _, event in done], sizes),  # when committing began
+        np.repeat(times, sizes),  # when committing began
         *told,
     )
+
+
+def _all_taken(facts: Facts, chunks: Chunks) -> tuple[list[int], Longs, Longs, Longs]:
+    """Of the steps that were committed: how many tokens each had; and all those, as in `_Taken`."""
+    sampled = np.flatnonzero(chunks.samples)
+    ends = (chunks.start + chunks.count)[sampled]
+    per_step = np.bincount(chunks.step[sampled], minlength=len(facts.steps))
+    takers, token_ids, positions = list[Longs](), list[Integers](), list[Integers]()
+    begins, plain = list[int](), list[bool]()
+    for step, begin in zip(facts.steps, (np.cumsum(per_step) - per_step).tolist(), strict=True):
+        event = step.committed
+        if event is None:
+            continue
+        # Where nothing was drafted, a line of the result is a line that sampled: their ends are known.
+        is_plain = step.planned.plan.drafts is None and not event.followed
+        its = (step.takers, event.token_ids, event.taken) if is_plain else _taken(step, event)
+        takers.append(its[0])
+        token_ids.append(its[1])
+        positions.append(its[2])
+        begins.append(begin)
+        plain.append(is_plain)
+    sizes = [len(each) for each in takers]
+    position = np.concatenate(positions).astype(np.int64)
+    looked_up = np.repeat(plain, sizes)
+    position[looked_up] = ends[(position + np.repeat(begins, sizes))[looked_up]]
+    return sizes, np.concatenate(takers), np.concatenate(token_ids).astype(np.int64), position
 
 
 def _taken(step: StepFacts, event: StepCommitted) -> _Taken:
@@ -195,7 +226,7 @@ def token_table(facts: Facts, picks: Picks, decode: Decode | None) -> Table:
             "step": picks.step,
             "at_s": picks.at - facts.began,
             "token_id": picks.token_id,
-            "text": [texts[token_id] for token_id in picks.token_id.tolist()],
+            "text": list(map(texts.__getitem__, picks.token_id.tolist())),
             "drafted": picks.drafted,
             "accepted": picks.accepted,
             "forced": picks.forced,

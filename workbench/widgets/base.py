@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.errors import MissingExtra
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.pictures import theme
 from workbench.widgets.feed import Feed, feed_of, is_closed, trace_of
 from workbench.widgets.selection import Selection
@@ -58,7 +58,7 @@ class Widget(VBox):
         MissingExtra: ipywidgets is not installed.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("steps",)
+    needs: ClassVar[tuple[Need, ...]] = ("steps",)
 
     def __init__(self, source: object, selection: Selection | None = None) -> None:
         if HTML is None:

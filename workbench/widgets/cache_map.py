@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.pictures import cache_map, cache_sums
 from workbench.trace.pictures.block_detail import block_detail
 from workbench.trace.pictures.block_history import BlockHistory
@@ -29,7 +29,7 @@ class CacheMap(Widget):
     Where a cell is several blocks, a click zooms in. Colours are kinds, or adapters.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("steps", "requests", "tokens", "blocks")
+    needs: ClassVar[tuple[Need, ...]] = ("steps", "requests", "tokens", "blocks")
 
     def controls(self) -> list[Any]:
         from ipywidgets import Button, HBox, IntRangeSlider, IntSlider, Layout, Play, jslink

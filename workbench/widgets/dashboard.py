@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.pictures import dashboard
 from workbench.widgets.base import NothingToShow, Widget
 from workbench.widgets.zoom import Zoom
@@ -20,7 +20,7 @@ class Dashboard(Widget):
     selects its step, for the widgets that share the selection too, or zooms in where it stands for several.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("steps",)
+    needs: ClassVar[tuple[Need, ...]] = ("steps",)
 
     def controls(self) -> list[Any]:
         self.zoom = Zoom(self.refresh, self.selection)

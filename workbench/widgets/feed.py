@@ -20,7 +20,7 @@ from workbench.engine.events import (
     StepPlanned,
 )
 from workbench.trace import Trace
-from workbench.trace.growing import GrowingTables, Name
+from workbench.trace.growing import GrowingTables, Name, Need
 from workbench.trace.schema import Table, Tables
 
 SHORTEST = 0.1  # seconds between two draws
@@ -34,7 +34,7 @@ MOST_LINES = 1_000_000  # of step_requests, about 100 MB; a ring is read again w
 class View(Protocol):
     """Something that draws from a feed."""
 
-    needs: tuple[Name, ...]
+    needs: tuple[Need, ...]
 
     @property
     def wanted(self) -> bool:
@@ -74,7 +74,7 @@ class Feed:
         self._ready = False
         self._activity = _Activity()
 
-    def _start(self, names: Iterable[Name]) -> None:
+    def _start(self, names: Iterable[Need]) -> None:
         """Read the trace from its beginning, as far as it goes back. Not under the lock: it takes a turn."""
         self.trace.unfollow(self)
         self.epoch += 1

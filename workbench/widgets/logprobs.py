@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.outputs import RequestOutput
 from workbench.trace import Trace
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.pictures import logprobs as pictures
 from workbench.trace.pictures.logprobs import Tokens
 from workbench.widgets.base import NothingToShow, Widget
@@ -49,7 +49,7 @@ class Logprobs(Widget):
         MissingExtra: ipywidgets is not installed.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("tokens",)
+    needs: ClassVar[tuple[Need, ...]] = ("tokens", "likelihoods")
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any, ClassVar
 
 from workbench.prompts import read_prompt
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.picks import Decode
 from workbench.trace.pictures import prefix_tree
 from workbench.trace.pictures.adapter_colours import adapters_of
@@ -34,7 +34,7 @@ class PrefixTree(Widget):
         tokenizer: for prompts as text, where the source is a Trace; an LLM has its own.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("steps", "requests", "tokens", "blocks")
+    needs: ClassVar[tuple[Need, ...]] = ("steps", "requests", "tokens", "blocks")
 
     def __init__(self, source: object, selection: Selection | None = None, tokenizer: Any = None) -> None:
         self.check(source)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.pictures import gantt
 from workbench.trace.pictures.stretches import Stretches, Work
 from workbench.trace.schema import Table
@@ -29,7 +29,7 @@ class Requests(Widget):
     picture above counts what all of them did; a click there zooms in, and a slider goes through the lanes.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("requests", "steps", "step_requests")
+    needs: ClassVar[tuple[Need, ...]] = ("requests", "steps", "step_requests")
 
     def controls(self) -> list[Any]:
         from ipywidgets import IntSlider, Layout

@@ -12,7 +12,7 @@ import numpy as np
 from workbench.engine.preview import Preview
 from workbench.outputs import RequestOutput
 from workbench.step import Step
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.pictures import step as pictures
 from workbench.trace.pictures.theme import message
 from workbench.widgets.base import NothingToShow, Widget
@@ -66,7 +66,7 @@ class Stepper(Widget):
     While a call such as `generate` drives the engine, it says so and does nothing.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("steps", "step_requests", "requests", "blocks")
+    needs: ClassVar[tuple[Need, ...]] = ("steps", "step_requests", "requests", "blocks")
 
     def __init__(self, source: object, selection: Selection | None = None) -> None:
         self.check(source)
@@ -178,7 +178,8 @@ class Stepper(Widget):
         return pictures.draw(self._of_trace(index), f"Step {index} of the trace", {}) + waiting
 
     def _of_trace(self, index: int) -> Preview:
-        steps, chunks, requests, blocks = (self.feed[name] for name in self.needs)
+        steps, chunks = self.feed["steps"], self.feed["step_requests"]
+        requests, blocks = self.feed["requests"], self.feed["blocks"]
         return pictures.recorded(steps, chunks, requests, blocks, index)
 
     def _place_of_step(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from workbench.trace.growing import Name
+from workbench.trace.growing import Need
 from workbench.trace.pictures import token_budget
 from workbench.widgets.adapter_controls import ColourBy
 from workbench.widgets.base import NothingToShow, Widget
@@ -20,7 +20,7 @@ class TokenBudget(Widget):
     bar that holds several steps zooms in. The sliders do the same.
     """
 
-    needs: ClassVar[tuple[Name, ...]] = ("steps", "step_requests", "requests")
+    needs: ClassVar[tuple[Need, ...]] = ("steps", "step_requests", "requests")
 
     def controls(self) -> list[Any]:
         self.zoom = Zoom(self.refresh, self.selection)

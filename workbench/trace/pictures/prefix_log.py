@@ -80,7 +80,7 @@ class PrefixLog:
             fresh = [key for key in dict.fromkeys(said) if key not in numbers]
             numbers.update(zip(fresh, range(count, count + len(fresh)), strict=True))
             count += len(fresh)
-            found[lines] = [numbers[key] for key in said]
+            found[lines] = list(map(numbers.__getitem__, said))
         return found
 
     def _take_new(self, keys: Longs, groups: Longs, events: npt.NDArray[np.object_], read: int) -> None:

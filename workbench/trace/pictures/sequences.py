@@ -32,7 +32,9 @@ class Sequences:
         self._requests, self._tokens = requests, tokens
         self._namesakes.take(requests)
         new, numbers = tokens["request_id"][self._read :].tolist(), self._numbers
-        whose = np.array([numbers.setdefault(name, len(numbers)) for name in new], np.int64)
+        for name in dict.fromkeys(new):
+            numbers.setdefault(name, len(numbers))
+        whose = np.array(list(map(numbers.__getitem__, new)), np.int64)
         order = np.argsort(whose, kind="stable")
         starts = np.flatnonzero(np.diff(whose[order], prepend=-1))
         for lines in np.split(order, starts[1:]) if len(order) else ():
