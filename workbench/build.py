@@ -6,7 +6,6 @@ import gc
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from workbench.models.loading import load_model
 from workbench.models.rotary import build_rotary
 from workbench.models.spec import ModelSpec, read_spec
 from workbench.runtime.adapter_weights import load_weights
-from workbench.runtime.assembly import make_runner, scratch_bytes, verifies
+from workbench.runtime.assembly import make_runner, scratch_bytes
 from workbench.runtime.device import num_kv_blocks, pick_device, pick_dtype
 from workbench.runtime.draft_loading import load_draft
 from workbench.runtime.kv_formats import Stored, described, pick_storage
@@ -119,7 +118,7 @@ def build(settings: Settings, clock: Clock, emit: Emitter) -> Built:
             raise  # a kernel failed, say: no size would help
         raise ValueError(_no_memory(config, budget, error)) from error
     store.scales_due = settings.calculate_kv_scales
-    speculator = make_speculator(config, partial(verifies, device, processors))
+    speculator = make_speculator(config)
     scheduler = _scheduler(settings, config, groups, clock, emit, speculator, adapters)
     engine = Engine(scheduler, runner, int(config.async_scheduling))
     memory = _memory_table(config, budget)

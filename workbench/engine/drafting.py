@@ -38,14 +38,17 @@ def affordable(
 
     None: there are none. Whoever wants more than its last token, or was not given it, gets no drafts.
     """
-    proposals = proposals.clipped(np.where(counts == 1, proposals.counts, 0))
+    alone = counts == 1
+    if not alone.all():
+        proposals = proposals.clipped(np.where(alone, proposals.counts, 0))
     left = budget - int(counts.sum())
-    if int(proposals.counts.sum()) > left:
+    if len(proposals.token_ids) > left:
         before = np.cumsum(proposals.counts) - proposals.counts
-        proposals = proposals.clipped(np.clip(left - before, 0, None))
+        proposals = proposals.clipped(np.maximum(left - before, 0))
+    size = cache.block_size
     beyond = running.computed + counts + proposals.counts - running.capacity
-    fresh = int(np.clip(-(-beyond // cache.block_size), 0, None).sum()) * len(cache.groups)
-    return proposals if proposals.counts.any() and fresh <= cache.pool.num_free else None
+    fresh = int(np.maximum((beyond + (size - 1)) // size, 0).sum()) * len(cache.groups)
+    return proposals if len(proposals.token_ids) and fresh <= cache.pool.num_free else None
 
 
 def proposed(speculation: Speculation, running: Running) -> Proposals | None:
@@ -68,7 +71,7 @@ def asked(
     wanted = speculation.asks(running)
     if wanted is None:
         return None
-    wanted = np.clip(running.end - running.length - 1, 0, wanted)
+    wanted = np.minimum(np.maximum(running.end - running.length - 1, 0), wanted)
     if places is not None:
         wanted = np.where(np.isin(np.arange(len(wanted)), places), wanted, 0)
     asking = wanted.nonzero()[0]

@@ -121,11 +121,13 @@ class Planner:
         """Tokens for each place: what it wants, in running order, until the budget is spent."""
         running = self._books.running
         # The last token a request may have is never computed: nothing is sampled after it.
-        want = np.minimum(running.length, running.end - 1) - running.computed
+        want: Longs = np.minimum(running.length, running.end - 1) - running.computed
         if self._books.limits.long_prefill:
             np.minimum(want, self._books.limits.long_prefill, out=want)
+        if int(want.sum()) <= budget:
+            return want
         before = np.cumsum(want) - want
-        granted: Longs = np.clip(budget - before, 0, want)
+        granted: Longs = np.minimum(np.maximum(budget - before, 0), want)
         return granted
 
     def _reserve(self, counts: Longs, outline: Outline) -> Longs:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from workbench.engine.plan import Ints, StepPlan, within
+from workbench.engine.plan import Ints, StepPlan
 
 Floats = npt.NDArray[np.float32]
 
@@ -139,9 +139,10 @@ def accepted_by(plan: StepPlan, token_ids: Ints, lost: Ints | None = None) -> In
     m = len(token_ids) - len(drafts.token_ids)
     rivals = token_ids[m - 1 : -1].copy()  # behind a draft stands the next one's rival
     rivals[begins] = token_ids[plan.samples.cumsum()[drafts.lines] - 1]
-    stand = rivals == drafts.token_ids
+    differs = rivals != drafts.token_ids
     if lost is not None:
-        stand[lost[lost >= m] - m] = False
-    reached = np.where(stand, drafts.counts.repeat(drafts.counts), within(drafts.counts))
-    accepted: Ints = np.minimum.reduceat(reached, begins).astype(np.int32)
+        differs[lost[lost >= m] - m] = True
+    wrong = np.append(differs.nonzero()[0], len(rivals))
+    first = wrong[wrong.searchsorted(begins)]  # that of each line, or of one behind it
+    accepted: Ints = np.minimum(first - begins, drafts.counts).astype(np.int32)
     return accepted

@@ -193,7 +193,7 @@ class Running:
         self.length[place] += count
         self._unlooked = 0
 
-    def correct(self, places: Longs, drafted: Longs, accepted: Longs) -> None:
+    def correct(self, places: Longs, drafted: Ints, accepted: Ints) -> None:
         """Drafts were verified: of so many, so few stand. The first token behind them is not there yet."""
         self.computed[places] -= drafted - accepted
         self.length[places] -= drafted

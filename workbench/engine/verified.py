@@ -50,18 +50,17 @@ class Verified:
         self._books = books
         self._accepted = np.zeros(len(drafts.lines), np.int32)
         holders = dict(zip(flight.rows.tolist(), flight.requests, strict=True))
-        columns = zip(
-            plan.rows[drafts.lines].tolist(), drafts.counts.tolist(), result.accepted.tolist(), strict=True
-        )
+        rows = plan.rows[drafts.lines]
+        columns = zip(rows.tolist(), drafts.counts.tolist(), result.accepted.tolist(), strict=True)
         extra = len(result.rows)
         self.lines: list[Line] = []
         for number, (row, drafted, accepted) in enumerate(columns):
             if holders[row] not in flight.dropped:
                 self.lines.append(Line(number, holders[row], drafted, accepted, extra))
             extra += drafted
-        places = np.array([books.running.place_of(line.request) for line in self.lines], np.int64)
-        counts = np.array([(line.drafted, line.accepted) for line in self.lines], np.int64).reshape(-1, 2)
-        books.running.correct(places, *counts.T)
+        kept = [line.number for line in self.lines] if flight.dropped else slice(None)
+        places = books.running.places_of_rows(rows[kept])
+        books.running.correct(places, drafts.counts[kept], result.accepted[kept])
 
     def settle(self, ending: Sequence[Ending]) -> Ints:
         """Count them, give back blocks that hold none but rejected ones; [s]: those that became output."""

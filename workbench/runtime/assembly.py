@@ -15,11 +15,10 @@ from workbench.lora.adapters import Adapters
 from workbench.models import backend
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
-from workbench.params import SamplingParams
 from workbench.runtime.constraints import Compile, Constraints
 from workbench.runtime.kv_store import KVStore, kv_groups
 from workbench.runtime.processing import Processors
-from workbench.runtime.sampler import LogprobsMode, Sampler, is_adjusted
+from workbench.runtime.sampler import LogprobsMode, Sampler
 from workbench.runtime.step_drafter import StepDrafter
 
 if TYPE_CHECKING:
@@ -113,14 +112,6 @@ def _captured(
     with torch.inference_mode():
         graphs.capture()
     return graphs
-
-
-def verifies(device: torch.device, processors: Sequence[Any], params: SamplingParams) -> bool:
-    """Whether a runner can verify the drafts of a request.
-
-    The kernels adjust a row's logits once a step; in plain torch, every position's are.
-    """
-    return not backend.has_kernels(device) or bool(processors) or not is_adjusted(params)
 
 
 def _slots_on_gpu(model: Decoder, adapters: Adapters, config: EngineConfig, tokens: int) -> KernelAdapters:

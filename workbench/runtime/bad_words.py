@@ -6,7 +6,7 @@ slots and tokens; nothing of texts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,27 +71,42 @@ class BadWords:
         if not self._asking:
             return
         if self._table is None:
-            self._table = self._build(slot_of)
-        table, width = self._table, self._table.heads.shape[1]
+            self._table = self._build([(row, slot_of[row]) for row in self._asking])
         ends = torch.zeros(self._max_rows, dtype=torch.int64, device=tokens.device)
         ends.index_copy_(0, rows.long(), lengths.long())
-        mine = ends[table.rows]
-        places = mine[:, None] - width + torch.arange(width, device=tokens.device)
-        behind = tokens[table.rows[:, None], places.clamp(min=0)]
-        said = ((behind == table.heads) | (table.heads == _ANY)).all(1)
-        said &= mine - table.sizes >= table.prompts  # a row that does not sample now has 0
-        # Adding has no need to know, on the host, how many there are.
-        values.index_put_((table.slots, table.lasts), torch.where(said, _NEVER, 0.0), accumulate=True)
+        # A row that does not sample now has 0 tokens.
+        _forbid(values, self._table, ends[self._table.rows], tokens)
 
-    def _build(self, slot_of: Mapping[int, int]) -> Table:
-        words = [(addition, word) for addition in self._asking.values() for word in addition.bad_words]
-        width = max(len(word) for _, word in words) - 1
+    def forbid_behind(self, values: Tensor, lines: Iterable[tuple[int, int, int]], tokens: Tensor) -> None:
+        """The same, of lines that are sampled behind drafts: each one's row, slot, and tokens by then."""
+        asking = [(row, slot, length) for row, slot, length in lines if row in self._asking]
+        if not asking:
+            return
+        ends = [length for row, _, length in asking for _ in self._asking[row].bad_words]
+        table = self._build([(row, slot) for row, slot, _ in asking])
+        _forbid(values, table, self._pinned.upload(np.array(ends, np.int64)), tokens)
+
+    def _build(self, places: Sequence[tuple[int, int]]) -> Table:
+        """The words of some rows, each to be held back in a slot."""
+        asking = [(self._asking[row], slot) for row, slot in places]
+        words = [(addition, slot, word) for addition, slot in asking for word in addition.bad_words]
+        width = max(len(word) for _, _, word in words) - 1
         heads = np.full((len(words), width), _ANY, np.int64)
-        for line, (_, word) in enumerate(words):
+        for line, (_, _, word) in enumerate(words):
             heads[line, width + 1 - len(word) :] = word[:-1]
         columns = np.array(
-            [(a.row, slot_of[a.row], word[-1], len(word) - 1, a.num_prompt_tokens) for a, word in words],
-            np.int64,
+            [(a.row, slot, word[-1], len(word) - 1, a.num_prompt_tokens) for a, slot, word in words], np.int64
         )
         rows, slots, lasts, sizes, prompts = (self._pinned.upload(column) for column in columns.T)
         return Table(rows, slots, lasts, sizes, prompts, self._pinned.upload(heads))
+
+
+def _forbid(values: Tensor, table: Table, ends: Tensor, tokens: Tensor) -> None:
+    """`ends` [b]; tokens that the row of each word has."""
+    width = table.heads.shape[1]
+    places = ends[:, None] - width + torch.arange(width, device=tokens.device)
+    behind = tokens[table.rows[:, None], places.clamp(min=0)]
+    said = ((behind == table.heads) | (table.heads == _ANY)).all(1)
+    said &= ends - table.sizes >= table.prompts
+    # Adding has no need to know, on the host, how many there are.
+    values.index_put_((table.slots, table.lasts), torch.where(said, _NEVER, 0.0), accumulate=True)

@@ -215,7 +215,7 @@ class KernelRunner:
             draw.replay()
             return NOTHING
         constrained = self._masks(plan)
-        return self._draw(size, sampling, asking, plan.logprobs, constrained)
+        return self._draw(plan, size, sampling, asking, constrained)
 
     def _process(self, sampler: Sampler, plan: StepPlan, lines: int) -> Told:
         """Draw in plain torch: logits processors want float32, between the sampler's own steps."""
@@ -251,22 +251,22 @@ class KernelRunner:
 
     def _draw(
         self,
+        plan: StepPlan,
         lines: int,
         sampling: int,
         asking: list[tuple[int, int]],
-        logprobs: int,
         constrained: Constrained | None,
     ) -> Told:
         """Draw launch by launch.
 
         Args:
             asking: lines and rows that want more than a token.
-            logprobs: top logprobs wanted of every line; 0: of those that ask.
             constrained: lines that grammars let only some tokens follow.
         """
         params = [(line, self._batch.additions[row].params) for line, row in asking]
-        drawn = self._step.draw(lines, sampling, any(is_adjusted(p) for _, p in params), constrained)
-        wanted, as_logits = wanted_by(params, sampling, logprobs), self._mode.endswith("logits")
+        adjusting = plan if any(is_adjusted(p) for _, p in params) else None
+        drawn = self._step.draw(lines, sampling, adjusting, constrained)
+        wanted, as_logits = wanted_by(params, sampling, plan.logprobs), self._mode.endswith("logits")
         if wanted is None:
             return Told(constrained=constrained)
         if self._mode.startswith("raw"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
+from workbench.engine.plan import StepPlan
 from workbench.kernels.attention.kernel import Ragged, make_space
 from workbench.kernels.logprobs.kernel import logprobs
 from workbench.kernels.sample.adjust import shape_rows
@@ -175,18 +176,24 @@ class KernelStep:
         return score(hidden, scored, chosen, logits, logprobs, model.spec.vocab_size, as_logits=as_logits)
 
     def draw(
-        self, lines: int, sampling: int, adjusting: bool = False, constrained: Constrained | None = None
+        self,
+        lines: int,
+        sampling: int,
+        adjusting: StepPlan | None = None,
+        constrained: Constrained | None = None,
     ) -> Drawn:
         """A token for each of the first `sampling` lines from `logits`, to `token_ids` and into the batch.
 
-        `adjusting`: some of the rows ask for changes in their logits; `constrained`: some of these by a mask.
+        `adjusting`: a plan some of whose rows ask for changes in their logits; `constrained`: by a mask.
         """
         arrays, batch = self.arrays(lines), self._batch
         lengths, rows = arrays.lengths[:sampling], arrays.option_rows[:sampling]
         options, logits = batch.options(rows, lengths), self.logits[:sampling]
-        adjusted = batch.adjuster.adjust(logits, rows, lengths, batch.tokens) if adjusting else None
+        adjusted = None
+        if adjusting is not None:
+            adjusted = batch.adjuster.adjust(logits, rows, lengths, batch.tokens, adjusting)
         if constrained is not None:
-            batch.adjuster.mask(constrained.rows, constrained.bits)
+            batch.adjuster.mask(constrained.lines, constrained.rows, constrained.bits)
         ids = sample(
             logits,
             options,
@@ -195,7 +202,7 @@ class KernelStep:
             out=self.token_ids[:sampling],
         )
         append(batch.tokens, arrays.token_rows[:sampling], lengths, ids)
-        if adjusting:
+        if adjusting is not None:
             batch.adjuster.count(rows, ids)
         return Drawn(options, adjusted)
 
@@ -203,7 +210,8 @@ class KernelStep:
         """Forbid nothing in the adjusted logits of some batch rows: masks are nothing that plans bring."""
         if rows:
             bits = np.full((len(rows), -(-self._model.spec.vocab_size // 32)), -1, np.int32)
-            self._batch.adjuster.mask(np.array(rows, np.int64), bits)
+            places = np.array(rows, np.int64)
+            self._batch.adjuster.mask(places, places, bits)
 
     def take(self, lines: int, ids: Tensor) -> None:
         """Tokens [sampling] that somebody else drew, as if they had been drawn here."""

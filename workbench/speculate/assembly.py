@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from workbench.config import EngineConfig
-from workbench.params import SamplingParams
 from workbench.speculate.config import SpeculativeConfig
 from workbench.speculate.drafter import Drafter
 from workbench.speculate.ngram import NgramDrafter
@@ -15,14 +12,14 @@ from workbench.speculate.speculator import Speculator
 from workbench.speculate.suffix import SuffixDrafter
 
 
-def make_speculator(config: EngineConfig, verifies: Callable[[SamplingParams], bool]) -> Speculator | None:
-    """None where nothing is to be drafted. `verifies`: whether the runner can verify a request's drafts."""
+def make_speculator(config: EngineConfig) -> Speculator | None:
+    """None where nothing is to be drafted."""
     wanted = config.speculation
     if wanted is None:
         return None
     room = wanted.room(config.max_num_seqs)
     pace = Pace(config.max_num_seqs, room.each) if wanted.adaptive else None
-    return Speculator(_drafter(wanted, config.max_num_seqs, config.max_model_len), room, pace, verifies)
+    return Speculator(_drafter(wanted, config.max_num_seqs, config.max_model_len), room, pace)
 
 
 def _drafter(wanted: SpeculativeConfig, rows: int, length: int) -> Drafter:

@@ -19,6 +19,8 @@ from workbench.speculate.drafter import Ask
 
 _FACTOR = 0x2545_F491_4F6C_DD1D  # of the runs' hash, a sum of its powers by their tokens: any odd number
 
+_ONLY: Longs = np.zeros(1, np.int64)  # stands for any number of lines
+
 ROOM = 4  # slots a token, at least: of the runs entered, about one in ten is lost to another
 
 
@@ -36,6 +38,7 @@ class NgramDrafter:
         shortest = min(shortest, longest)
         self._sizes = np.arange(shortest, longest + 1)[:, None]  # [sizes, 1]
         self._back = np.arange(longest)[:, None]  # [longest, 1]; tokens back from a run's end
+        self._beyond = self._back >= self._sizes[:, :, None]  # [sizes, longest, 1]; no token of the run
         powers = [_FACTOR]
         while len(powers) < longest:
             powers.append(powers[-1] * _FACTOR % (1 << 64))
@@ -64,16 +67,8 @@ class NgramDrafter:
         flat, first = tokens.reshape(-1), rows * tokens.shape[1]
         for place in (ROOM * lengths > self._masks[rows] + 1).nonzero()[0].tolist():
             self._empty(rows[place], int(lengths[place]))
-        entered = self._entered[rows]
-        new = np.maximum(lengths - 1 - entered, 0)
-        self._entered[rows] = lengths - 1
-        # [entered, length - 1]  ends that are new; what follows the last token of all is not known yet
-        total = new.cumsum()
-        count = int(total[-1])
-        owners = np.arange(len(rows)).repeat(new)
-        begins = entered + 1 - total + new
-        ends = np.concatenate([begins[owners] + np.arange(count), lengths])
-        owners = np.concatenate([owners, np.arange(len(rows))])
+        ends, owners = self._new_ends(rows, lengths)
+        count = len(ends) - len(rows)
         # [longest, ends], the last token first. Ahead of a request's first token lies somebody else's: no run
         # that would reach there counts.
         runs = flat.take(first[owners] + ends - 1 - self._back)
@@ -87,6 +82,22 @@ class NgramDrafter:
         counts = np.where(right[size, places], most, 0)
         return Proposals(counts, self._following(found[size, places], first, lengths, counts, flat))
 
+    def _new_ends(self, rows: Longs, lengths: Longs) -> tuple[Longs, Longs]:
+        """Where runs end that are not in the tables yet, then where each row ends; and whose they are.
+
+        What follows the last token of all is not known yet: it is entered the next time.
+        """
+        entered = self._entered[rows]
+        self._entered[rows] = lengths - 1
+        if len(rows) == 1:
+            return np.arange(min(entered[0] + 1, lengths[0]), lengths[0] + 1), _ONLY
+        new = np.maximum(lengths - 1 - entered, 0)
+        total, places = new.cumsum(), np.arange(len(rows))
+        owners = places.repeat(new)
+        begins = entered + 1 - total + new
+        ends = np.concatenate([begins[owners] + np.arange(total[-1]), lengths])
+        return ends, np.concatenate([owners, places])
+
     def _enter(self, slots: Longs, ends: Longs, fits: Bools) -> None:
         """Of runs [sizes, n] that end at `ends` [n], those that are whole."""
         if fits.all():
@@ -96,11 +107,9 @@ class NgramDrafter:
 
     def _right(self, found: Ints, first: Longs, lengths: Longs, flat: Ints, runs: Ints) -> Bools:
         """[sizes, r]; whether what ends at `found` [sizes, r] is the run [longest, r] that ends each row."""
-        right: Bools = (found > 0) & (found < lengths)
-        last, shortest = found + (first - 1), int(self._sizes[0, 0])
-        for back, token_ids in enumerate(runs):
-            larger = max(back + 1 - shortest, 0)  # sizes from there on have a token so far back
-            right[larger:] &= flat.take(last[larger:] - back) == token_ids
+        there = flat.take((found + (first - 1))[:, None] - self._back)  # [sizes, longest, r]
+        same = ((there == runs) | self._beyond).all(1)
+        right: Bools = (found > 0) & (found < lengths) & same
         return right
 
     def _following(self, ends: Ints, first: Longs, lengths: Longs, counts: Longs, flat: Ints) -> Ints:

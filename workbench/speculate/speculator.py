@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy, deepcopy
 
 import numpy as np
@@ -12,34 +11,21 @@ from workbench.engine.plan import Ints, StepPlan
 from workbench.engine.request import Request
 from workbench.engine.result import StepResult
 from workbench.engine.running import Longs, Running
-from workbench.params import SamplingParams
 from workbench.speculate.config import Room
 from workbench.speculate.drafter import Ask, Drafter
 from workbench.speculate.pace import HOLDS, Pace
 from workbench.speculate.relay import Relay
 
 
-def _all(params: SamplingParams) -> bool:
-    return True
-
-
 class Speculator:
     """One drafter for all requests of an engine."""
 
-    def __init__(
-        self,
-        drafter: Drafter,
-        room: Room,
-        pace: Pace | None,
-        verifies: Callable[[SamplingParams], bool] = _all,
-    ) -> None:
-        """`pace`: says when fewer are better; None: never. `verifies`: whether such a request can draft."""
+    def __init__(self, drafter: Drafter, room: Room, pace: Pace | None) -> None:
+        """`pace`: says when fewer are better; None: never."""
         self._drafter = drafter
         self._relay = drafter if isinstance(drafter, Relay) else None  # where the runner drafts
         self._room = room
-        self._verifies = verifies
         self._pace = pace
-        self._unable: set[int] = set()  # batch rows whose requests' drafts cannot be verified
         self._wanted: Longs = np.zeros(0, np.int64)  # by batch row; drafts at most
         self._anybody = False  # whether anybody is to draft
         self._holds = 0  # steps for which that holds
@@ -51,17 +37,13 @@ class Speculator:
     def copy(self) -> Speculator:
         """It shares the drafter: whoever is asked twice, or enters a free row twice, says the same."""
         other = copy(self)
-        other._pace, other._unable = deepcopy(self._pace), set(self._unable)
+        other._pace = deepcopy(self._pace)
         return other
 
     def enter(self, request: Request) -> None:
         self._drafter.enter(request.row, request.token_ids, request.tables.root)
         if self._pace is not None:
             self._pace.enter(request.row)
-        if self._verifies(request.params):
-            self._unable.discard(request.row)
-        else:
-            self._unable.add(request.row)
         self._holds = 0
 
     def leave(self, request: Request) -> None:
@@ -89,7 +71,6 @@ class Speculator:
             wanted[running.row] = self._pace.wanted(running.row, self._gone)
             self._gone = 0
             self._holds = self._pace.holds
-        wanted[list(self._unable)] = 0
         self._wanted, self._anybody = wanted, bool(wanted.any())
 
     def propose(self, running: Running, most: Longs) -> Proposals | None:
