@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +16,12 @@ from tests.llm import tiny
 from tests.llm.asking import is_rank
 from tests.llm.drafters import TestDrafter
 from tests.llm.float64_sampler import OPTIONS, processed, spellings
-from workbench import LLM, SamplingParams, StructuredOutputsParams
+from tests.llm.step_drafters import Recalling
+from workbench import LLM, SamplingParams, StructuredOutputsParams, build
+from workbench.config import EngineConfig
 from workbench.models import backend
 from workbench.runtime import device_batch, graphs, scoring
 from workbench.runtime.graphs import StepGraphs
-from workbench.runtime.kernel_runner import KernelRunner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COUNT = 3
@@ -415,8 +415,37 @@ def test_a_model_that_drafts_behind_graphs_is_right(
     assert counts.accepted_tokens == counts.draft_tokens > 3
 
 
-def test_a_drafter_that_wants_hidden_states_is_refused() -> None:
-    drafter: Any = SimpleNamespace(wants_hidden=True)
-    none: Any = None  # it is refused before anything else is looked at
-    with pytest.raises(ValueError, match="wants hidden states, which graphs do not show: use device='cpu'"):
-        KernelRunner(none, none, none, none, none, none, none, drafter=drafter)
+def test_a_drafter_sees_the_hidden_states_of_every_token(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of chunks, decodes and drafts, steps ahead or not; its cache is in the engine's blocks."""
+    drafters: list[Recalling] = []
+
+    class Draft:
+        def block_bytes(self, block_size: int) -> int:
+            return 0
+
+        def drafter(self, c: EngineConfig) -> Recalling:
+            drafters.append(Recalling(c.num_blocks, c.block_size, 32, c.max_num_seqs, c.max_model_len + 8))
+            return drafters[-1]
+
+    monkeypatch.setattr(build, "load_draft", lambda *args: Draft())
+    monkeypatch.setattr(graphs, "ladder", lambda most: [most])
+    own = {"method": "draft_model", "model": str(folders["llama"])}
+    config = own | {"num_speculative_tokens": 2, "adaptive": False}
+    given = [prompt + prompt[-6:] * 2 for prompt in prompts(3)]
+    oracle = tiny.load(folders["llama"])
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    settings = {"max_num_batched_tokens": 24, "async_scheduling": True, "speculative_config": config}
+    with open_llm(folders["llama"], **settings) as llm:
+        outputs = llm.generate(given, params, use_tqdm=False)
+        counts = llm._engine.scheduler.counts
+    for prompt, output in zip(given, outputs, strict=True):
+        assert list(output.outputs[0].token_ids) == tiny.greedy(oracle, prompt, 6)
+    assert counts.draft_tokens > 3
+    (drafter,) = drafters
+    assert len(drafter.read) > 6
+    for token_ids, states in drafter.read.items():
+        with torch.inference_mode():
+            said = oracle(torch.tensor([token_ids]), output_hidden_states=True).hidden_states[-1][0]
+        torch.testing.assert_close(states.float().cpu(), said, rtol=0, atol=1e-4)

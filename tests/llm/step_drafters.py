@@ -63,7 +63,7 @@ class Recalling:
         for row, start, count in zip(plan.rows.tolist(), plan.starts, plan.counts, strict=True):
             places = np.arange(start, start + count)
             slot = (self.tables[row, places // self.size], places % self.size)
-            self.states[slot] = hidden[begin : begin + count]
+            self.states[slot] = hidden[begin : begin + count].float().cpu()
             self.token_ids[slot] = self.known[row, places]
             begin += count
         rows, positions, _ = plan.yields  # only now: a draft's place is its token's until it was computed

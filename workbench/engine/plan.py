@@ -136,9 +136,9 @@ class StepPlan(NamedTuple):
         if drafts is None:
             return Yields(self.rows[lines], ends[lines], lines)
         ends[drafts.lines] -= drafts.counts
-        behind = ends[drafts.lines].repeat(drafts.counts) + 1 + within(drafts.counts)
-        positions = np.concatenate([ends[lines], behind])
-        lines = np.concatenate([lines, drafts.lines.repeat(drafts.counts)])
+        drafting = drafts.lines.repeat(drafts.counts)
+        positions = np.concatenate([ends[lines], ends[drafting] + 1 + within(drafts.counts)])
+        lines = np.concatenate([lines, drafting])
         return Yields(self.rows[lines], positions, lines)
 
 

@@ -74,8 +74,9 @@ def make_runner(
     staging = Staging(rows + drafted, len(groups), model.device, IN_FLIGHT)
     most_tokens, most_lines = max(tokens, rows + drafted), rows + drafted
     gpu_slots = None if adapters is None else _slots_on_gpu(model, adapters, config, most_tokens)
+    shown = drafter is not None and drafter.wants_hidden
     step = KernelStep(
-        model, groups, store, batch, staging.memory, most_tokens, most_lines, gpu_slots, drafts > 0
+        model, groups, store, batch, staging.memory, most_tokens, most_lines, gpu_slots, drafts > 0, shown
     )
     graphs = _captured(step, batch, config, eager, () if adapters is None else (ATTENTION, ANYTHING))
     drawer = sampler if processors else None

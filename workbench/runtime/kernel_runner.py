@@ -87,6 +87,7 @@ class KernelTicket(NamedTuple):
     launch_s: float
     begun: Moment
     done: Moment
+    hidden: Tensor | None  # [T, hidden] of the plan's tokens, device; None: nobody looks at them
 
 
 class KernelRunner:
@@ -107,12 +108,8 @@ class KernelRunner:
     ) -> None:
         """`sampler`: draws in place of the kernels, with logits processors; None: there are none.
 
-        `drafter`: drafts in the step; None: nobody does. ValueError: it wants what graphs do not show.
+        `drafter`: drafts in the step; None: nobody does.
         """
-        if drafter is not None and drafter.wants_hidden:
-            raise ValueError(
-                f"{type(drafter).__name__} wants hidden states, which graphs do not show: use device='cpu'"
-            )
         self.drafter = drafter
         self._adapters = adapters
         self._sampler = sampler
@@ -145,17 +142,22 @@ class KernelRunner:
         sampling = int(plan.samples.sum()) + plan.num_drafts
         told = self._run(plan, sampling).moved(pinned.download)
         token_ids = pinned.download(self._step.token_ids[:sampling])
+        hidden = self._step.hidden
+        if hidden is not None:  # the next step may be computed before anybody looks
+            hidden = hidden[: plan.num_tokens].clone()
         done.record()
         if self._adapters is not None:
             self._adapters.load_later()
-        self._last = KernelTicket(plan, token_ids, told, began, begun, done)
+        self._last = KernelTicket(plan, token_ids, told, began, begun, done, hidden)
         return self._last
 
     def _run(self, plan: StepPlan, sampling: int) -> Told:
         """By graph where there is one for such a step."""
         form, shared = self._form_of(plan, sampling)
         lines = max(len(plan.rows), sampling) if form is None else form.lines
-        order = self._order_of(plan) if form is not None and form.most == 1 and lines > IN_ORDER else None
+        order = None
+        if form is not None and form.most == 1 and lines > IN_ORDER and self._step.hidden is None:
+            order = self._order_of(plan)
         self._staging.send(plan, plan.index % IN_FLIGHT, lines, shared, order)
         if not fits(plan, lines):
             self._batch.grow(plan.grown)
@@ -296,7 +298,7 @@ class KernelRunner:
         )  # fmt: skip
         if self.drafter is None:
             return result
-        return drafted_behind(self.drafter, plan, result, None, self._clock)
+        return drafted_behind(self.drafter, plan, result, ticket.hidden, self._clock)
 
     def warm(self, plans: Iterable[StepPlan]) -> None:
         """Run steps of no request, one after the other, and forget them."""

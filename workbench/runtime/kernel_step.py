@@ -56,10 +56,11 @@ class KernelStep:
         max_lines: int,
         adapters: KernelAdapters | None = None,
         drafts: bool = False,
+        shown: bool = False,
     ) -> None:
         """`packed`: the device's packed array. `max_tokens`, `max_lines`: a step computes and samples.
 
-        `drafts`: steps may bring some.
+        `drafts`: steps may bring some; `shown`: somebody looks at the hidden states of all tokens.
         """
         self._drafts = drafts
         self._adapters = adapters
@@ -83,6 +84,10 @@ class KernelStep:
         self._workspace = make_workspace(rows, spec.vocab_size, batch.device)
         self.logits = torch.zeros((rows, spec.vocab_size), dtype=model.dtype, device=batch.device)
         self.token_ids = longs(rows)  # what the sampling lines drew
+        # [max_tokens, hidden] of the step computed last; graphs give their own memory to one another.
+        self.hidden = None
+        if shown:
+            self.hidden = torch.zeros((max_tokens, spec.hidden_size), dtype=model.dtype, device=batch.device)
         self.attends_whole = can_attend_whole(spec, model.dtype, batch.device)
 
     def arrays(self, lines: int) -> StepArrays:
@@ -134,9 +139,13 @@ class KernelStep:
         wanted = None if every else arrays.last[: max(1, sampling)]
         if scored is not None:
             wanted = torch.cat((arrays.last[:sampling], scored))
+        asked = wanted if self.hidden is None else None
         hidden = self._model.forward(
-            flat.token_ids, flat.positions, attention, wanted=wanted, operations=adapted
+            flat.token_ids, flat.positions, attention, wanted=asked, operations=adapted
         )
+        if self.hidden is not None:
+            self.hidden[:tokens].copy_(hidden)
+            hidden = hidden if wanted is None else hidden.index_select(0, wanted)
         self._store.scales_due = False
         if adapted is not None and wanted is not None:
             adapted = adapted.of(wanted)

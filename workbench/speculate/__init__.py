@@ -48,7 +48,7 @@ enters, leaves and grows as the runner itself does. What it is given, and what i
 
 - tokens: of the plan's additions, what was sampled, what was accepted, what a grammar forced; `Seen.lengths`
   says how long each request is by then. With `wants_hidden`, the model's hidden states of all tokens of the
-  step, behind the final norm (the runner in plain torch gives them; CUDA graphs do not, and are refused).
+  step, behind the final norm.
 - a KV cache of its own in the same block pool: tensors with one more block than the pool has (block 0 is the
   null block), which the plan's block tables index like the model's. Reservation, prefix caching, preemption
   and the return of rejected drafts' blocks are the engine's, and the pool is sized for both. A block of a
