@@ -192,6 +192,14 @@ def test_a_cell_that_steps_or_adds_is_seen_when_it_is_done(open_llm: Open) -> No
     asyncio.run(notebook())
 
 
+def test_where_nothing_draws_it_the_static_picture_is_of_now(open_llm: Open) -> None:
+    llm = open_llm()
+    stepper = Stepper(llm)
+    assert "nothing to do" in stepper.static()
+    queue(llm)
+    assert "Step 0, as it will be" in stepper.static()
+
+
 def test_a_run_goes_on_in_the_loop_until_it_is_stopped(open_llm: Open) -> None:
     async def notebook() -> None:
         llm = queue(open_llm())

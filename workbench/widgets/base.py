@@ -174,7 +174,8 @@ class Widget(VBox):
         super().close()
 
     def static(self) -> str:
-        """The picture as it is, as HTML text that needs no script and nothing else."""
+        """The picture of how things stand, as HTML text that needs no script and nothing else."""
+        self.prepare()
         return _styled(f'<div class="wb">{self._drawn()}</div>')
 
     def __repr__(self) -> str:
