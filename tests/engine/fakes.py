@@ -246,6 +246,9 @@ class FakeSpeculation:
         wrong = {"accurate": count, "useless": 0, "adversarial": count - 1}[self.kind]
         return [token if i < wrong else (token + 1) % VOCABULARY for i, token in enumerate(right)]
 
+    def meanwhile(self) -> None:
+        pass
+
     def committed(self, plan: StepPlan, result: StepResult, accepted: np.ndarray | None) -> None:
         if plan.drafts is not None:
             assert accepted is not None

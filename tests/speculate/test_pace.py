@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from workbench.speculate.pace import HOLDS, HOLDS_NONE, LEAST_SEEN, LONGEST_REST, REST, Pace
+from workbench.speculate.pace import HOLDS, HOLDS_NONE, LEAST_SEEN, LONGEST_REST, REST, SHORT_REST, Pace
 
 MOST = 5
 
@@ -158,6 +158,20 @@ def test_a_rest_is_counted_in_steps_however_often_it_is_asked() -> None:
     while not pace.wanted(rows, 1).any():
         step += 1
     assert REST <= step <= REST + 2
+
+
+def test_a_rest_begins_anew_where_drafts_were_right_in_between() -> None:
+    pace, row = taught(1, lambda tokens: 1e-3 if tokens == 1 else 2e-3)
+    verify(pace, row, 0)
+    assert not pace.wanted(row).any()
+    assert pace.holds > 2 * SHORT_REST
+    verify(pace, row, MOST)
+    assert pace.wanted(row).all()
+    verify(pace, row, 0, times=6)
+    rested = 0
+    while not pace.wanted(row).any():
+        rested += pace.holds
+        assert rested <= 2 * SHORT_REST, "what was left of the first rest counts no more"
 
 
 def test_trials_of_many_requests_come_together() -> None:

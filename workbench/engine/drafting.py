@@ -114,6 +114,10 @@ class Speculation(Protocol):
         """
         ...
 
+    def meanwhile(self) -> None:
+        """A step is computed and nothing can be planned behind it: time to think about those before it."""
+        ...
+
     def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:
         """A step is over. `accepted` [s]: of the plan's drafts, those that became output."""
         ...

@@ -64,6 +64,8 @@ class Planner:
         if books.flights:
             last = books.flights[-1].plan  # how far it gets is not known, or who drafts what behind it
             if last.drafts is not None or last.asks is not None or drafting is not None:
+                if self._speculation is not None:
+                    self._speculation.meanwhile()
                 return None
         proposals = None if drafting is None else proposed(drafting, running)
         asking = drafting is not None and drafting.asks(running) is not None

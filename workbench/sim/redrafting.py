@@ -66,5 +66,8 @@ class Redrafting:
         """What the runner found then is proposed from the recording."""
         return None
 
+    def meanwhile(self) -> None:
+        """There is nothing to think about."""
+
     def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:
         """What was drafted next has been recorded."""

@@ -40,9 +40,10 @@ class Means:
         self._tokens: dict[int, float] = {}
         self._values: dict[int, float] = {}
         self._seen: dict[int, int] = {}
+        self._points: tuple[Floats, Floats] | None = None  # None: they have to be looked at again
 
     def add(self, tokens: int, value: float) -> None:
-        size = _size(tokens)
+        size, self._points = _size(tokens), None
         seen = self._seen[size] = self.seen(tokens) + 1
         weight = max(0.1, 1 / seen)
         for means, new in ((self._tokens, float(tokens)), (self._values, value)):
@@ -64,9 +65,11 @@ class Means:
 
     def points(self) -> tuple[Floats, Floats]:
         """[sizes] each; tokens, ascending, and their means."""
-        order = sorted(self._tokens, key=self._tokens.__getitem__)
-        tokens = np.array([self._tokens[size] for size in order])
-        return tokens, np.array([self._values[size] for size in order])
+        if self._points is None:
+            order = sorted(self._tokens, key=self._tokens.__getitem__)
+            tokens = np.array([self._tokens[size] for size in order])
+            self._points = tokens, np.array([self._values[size] for size in order])
+        return self._points
 
 
 class StepCosts:
@@ -114,7 +117,7 @@ class StepCosts:
         counts, seconds = self._drafting.points()
         more = seconds - self._without(counts)
         plain = self._without(tokens)
-        found: Floats = plain + np.interp(tokens, np.append(0.0, counts), np.append(0.0, more))
+        found: Floats = plain + np.interp(tokens, [0.0, *counts], [0.0, *more])
         return np.maximum(found, LEAST_PART * plain)
 
 
@@ -175,10 +178,10 @@ class Pace:
             return np.zeros(len(rows), np.int64)
         share = self._right[rows] / (self._right[rows] + self._wrong[rows])
         wanted = self._worth(share[:, None] ** np.arange(1, self._most + 1))
-        if wanted.all():
-            return wanted
         resting = wanted == 0
         self._rest[rows[~resting]] = 0
+        if not resting.any():
+            return wanted
         self._untried += held
         # A trial slows everybody's step: of many requests, those whose rests are over wait for one another.
         trying = resting & (self._rest[rows] == 1) & (self._untried >= min(len(rows), REST))

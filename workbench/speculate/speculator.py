@@ -33,16 +33,18 @@ class Speculator:
         self._last: StepResult | None = None  # of the step before, where it was one of decodes
         self._lines = 0  # its requests
         self._drafted = False  # and whether it verified drafts
+        self._heard: list[tuple[StepPlan, StepResult, Ints | None]] = []  # and not thought about yet
 
     def copy(self) -> Speculator:
         """It shares the drafter: whoever is asked twice, or enters a free row twice, says the same."""
         other = copy(self)
-        other._pace = deepcopy(self._pace)
+        other._pace, other._heard = deepcopy(self._pace), list(self._heard)
         return other
 
     def enter(self, request: Request) -> None:
         self._drafter.enter(request.row, request.token_ids, request.tables.root)
         if self._pace is not None:
+            self.meanwhile()  # what was heard is of others' rows
             self._pace.enter(request.row)
         self._holds = 0
 
@@ -50,24 +52,25 @@ class Speculator:
         self._drafter.leave(request.row, request.token_ids, request.num_prompt_tokens)
 
     def waits(self, running: Running) -> bool:
-        self._decide(running)
+        if not self._holds:
+            self._decide(running)
         return self._anybody and bool(self._wanted[running.row].any())
 
     def _lengths(self, running: Running) -> Longs:
         """[n]; drafts that are wanted of each."""
-        self._decide(running)
+        if not self._holds:
+            self._decide(running)
         wanted: Longs = self._wanted[running.row]
         return wanted
 
     def _decide(self, running: Running) -> None:
-        """Who drafts how much, if that is open: until somebody enters or, with a pace, steps have gone by."""
-        if self._holds:
-            return
+        """Who drafts how much, until somebody enters or, with a pace, steps have gone by."""
         self._holds = HOLDS
         wanted = np.zeros(running.max_rows, np.int64)
         if self._pace is None:
             wanted[running.row] = self._room.each
         else:
+            self.meanwhile()
             wanted[running.row] = self._pace.wanted(running.row, self._gone)
             self._gone = 0
             self._holds = self._pace.holds
@@ -105,13 +108,21 @@ class Speculator:
         if self._pace is None:
             return
         self._gone += 1
-        self._holds = max(0, self._holds - 1)
+        if self._holds:
+            self._holds -= 1
         if plan.drafts is None and self._holds >= HOLDS:
             return  # what a step costs is looked at shortly before the next decision
-        self._time(self._pace, plan, result)
-        if plan.drafts is not None and accepted is not None:
-            rows = plan.rows[plan.drafts.lines].astype(np.int64)
-            self._pace.verified(rows, plan.drafts.counts.astype(np.int64), accepted.astype(np.int64))
+        self._heard.append((plan, result, accepted))
+
+    def meanwhile(self) -> None:
+        if self._pace is None:
+            return
+        for plan, result, accepted in self._heard:
+            self._time(self._pace, plan, result)
+            if plan.drafts is not None and accepted is not None:
+                rows = plan.rows[plan.drafts.lines].astype(np.int64)
+                self._pace.verified(rows, plan.drafts.counts.astype(np.int64), accepted.astype(np.int64))
+        self._heard.clear()
 
     def _time(self, pace: Pace, plan: StepPlan, result: StepResult) -> None:
         """From the end of one step of decodes to that of the next, with all that goes on between the two.
