@@ -28,6 +28,15 @@ def verify(pace: Pace, rows: np.ndarray, right: int, times: int = 12) -> None:
         pace.verified(rows, np.full(len(rows), MOST), np.full(len(rows), right))
 
 
+def steps_to_a_trial(pace: Pace, rows: np.ndarray) -> int:
+    """`pace` has just said that nobody is to draft."""
+    steps = pace.holds
+    while not pace.wanted(rows).any():
+        steps += pace.holds
+        assert steps < 10 * LONGEST_REST, "nobody tries again"
+    return steps
+
+
 def flat(tokens: int) -> float:
     return 1e-3
 
@@ -161,17 +170,36 @@ def test_a_rest_is_counted_in_steps_however_often_it_is_asked() -> None:
 
 
 def test_a_rest_begins_anew_where_drafts_were_right_in_between() -> None:
-    pace, row = taught(1, lambda tokens: 1e-3 if tokens == 1 else 2e-3)
+    pace, row = taught(1, lambda tokens: 1e-3 if tokens == 1 else 1.8e-3)
     verify(pace, row, 0)
     assert not pace.wanted(row).any()
     assert pace.holds > 2 * SHORT_REST
     verify(pace, row, MOST)
     assert pace.wanted(row).all()
-    verify(pace, row, 0, times=6)
-    rested = 0
-    while not pace.wanted(row).any():
-        rested += pace.holds
-        assert rested <= 2 * SHORT_REST, "what was left of the first rest counts no more"
+    verify(pace, row, 0)
+    assert not pace.wanted(row).any()
+    assert steps_to_a_trial(pace, row) <= 2 * SHORT_REST, "what was left of the first rest counts no more"
+
+
+def test_where_only_many_drafts_can_be_worth_a_step_many_are_tried() -> None:
+    """With drafts it takes 2.5 times as long, however many they are: one that is right does not pay."""
+    pace, row = taught(1, lambda tokens: 1e-3 if tokens == 1 else 2.5e-3)
+    verify(pace, row, 0)
+    assert not pace.wanted(row).any()
+    assert REST <= steps_to_a_trial(pace, row) <= 2 * REST
+    verify(pace, row, MOST)
+    assert pace.wanted(row).all()
+
+
+def test_of_two_for_whom_only_many_drafts_can_be_worth_a_step_one_tries() -> None:
+    pace, rows = taught(2, lambda tokens: 1e-3 if tokens == 2 else 2.1e-3)
+    verify(pace, rows, 0)
+    tried = np.zeros(2, bool)
+    for _ in range(60):
+        wanted = pace.wanted(rows)
+        assert sorted(wanted.tolist()) in ([0, 0], [0, MOST])
+        tried |= wanted > 0
+    assert tried.all()
 
 
 def test_trials_of_many_requests_come_together() -> None:

@@ -189,17 +189,28 @@ class Pace:
             self._rest[rows] > 0, np.maximum(self._rest[rows] - held, 1), self._wait[rows]
         )[resting]
         if trying.any():
+            trial, trying = self._trial(rows, trying)
             self._untried = 0
             self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
             self._rest[rows[trying]] = self._wait[rows[trying]]
-            if self._worth(np.full((len(rows), 1), HOPE)).any():
-                wanted[trying] = np.where(self._good(rows[trying]), self._most, 1)
-                if np.array_equal(wanted > 0, trying):
-                    self.holds = 2  # nobody else drafts: one to find them, one to verify them
+            wanted = np.where(trying, trial, wanted)
+            if trial.any() and np.array_equal(wanted > 0, trying):
+                self.holds = 2  # nobody else drafts: one to find them, one to verify them
         if not wanted.any():
             # Of many requests somebody's rest is always about to end, and to decide takes a while.
             self.holds = min(HOLDS_NONE, max(len(rows), int(self._rest[rows].min())))
         return wanted
+
+    def _trial(self, rows: Longs, due: Bools) -> tuple[Longs, Bools]:
+        """[n] each; drafts to try, if they could be worth it at all, and who tries them, of those due.
+
+        A single draft tells whether there is something to copy, where it can be worth its step. Where that
+        takes many, somebody tries many, and the others wait for the next trial.
+        """
+        if self._worth(np.full((len(rows), 1), HOPE)).any():
+            return np.where(self._good(rows), self._most, 1), due
+        first = np.arange(len(rows)) == due.argmax()
+        return self._worth(np.where(first[:, None], HOPE ** np.arange(1, self._most + 1), 0.0)), first
 
     def _worth(self, chances: Floats) -> Longs:
         """[n]; how many of each row's `chances` [n, k], which fall from left to right, are worth it."""
