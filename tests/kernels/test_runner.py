@@ -6,6 +6,7 @@ Through the interpreter on a CPU, where everything but the graphs runs; compiled
 from __future__ import annotations
 
 import random
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from tests.llm.float64_sampler import OPTIONS, processed, spellings
 from tests.llm.step_drafters import Recalling
 from workbench import LLM, SamplingParams, StructuredOutputsParams, build
 from workbench.config import EngineConfig
+from workbench.engine.running import Running
 from workbench.models import backend
-from workbench.runtime import device_batch, graphs, scoring
+from workbench.runtime import device_batch, graphs, kernel_runner, kernel_step, scoring
 from workbench.runtime.graphs import StepGraphs
+from workbench.trace import Trace
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COUNT = 3
@@ -53,6 +56,26 @@ def open_llm(folder: Path, **settings) -> LLM:
         "skip_tokenizer_init": True,
     }
     return LLM(str(folder), device=DEVICE, dtype="float32", block_size=8, **plain | settings)
+
+
+def now_and_then(llm: LLM) -> Any:
+    """Its requests draft in some steps, and in others those overlap; its speculator."""
+    speculator: Any = llm._engine.scheduler._speculation
+    waits, asks, turns = speculator.waits, speculator.asks, count()
+    drafting = [False]
+
+    def sometimes(running: Running) -> bool:
+        drafting[0] = next(turns) % 9 < 5
+        return drafting[0] and waits(running)
+
+    speculator.waits = sometimes
+    speculator.asks = lambda running: asks(running) if drafting[0] else None
+    return speculator
+
+
+def overlapping(trace: Trace) -> bool:
+    """Whether a step was launched before the one ahead of it was collected."""
+    return bool((trace.steps.gap_s == 0).any())
 
 
 @pytest.mark.parametrize(
@@ -380,9 +403,10 @@ def test_behind_drafts_logits_are_adjusted_as_if_they_had_been_generated(
     whole = [[*o.prompt_token_ids, *o.outputs[0].token_ids] for o in expected]
     config = {"method": "ngram", "num_speculative_tokens": 3, "adaptive": False}
     with open_llm(folder, speculative_config=config, async_scheduling=True, **settings) as llm:
-        llm._engine.scheduler._speculation._drafter = TestDrafter(kind, whole)
+        now_and_then(llm)._drafter = TestDrafter(kind, whole)
         with llm.trace.record() as trace:
             found = llm.generate(prompts(6), params, use_tqdm=False)
+    assert overlapping(trace) or kind == "accurate", "where all are right it is over too soon"
     assert [o.outputs[0].token_ids for o in found] == [o.outputs[0].token_ids for o in expected]
     for before, after in zip(expected, found, strict=True):
         lines = zip(before.outputs[0].logprobs or (), after.outputs[0].logprobs or (), strict=True)
@@ -393,6 +417,34 @@ def test_behind_drafts_logits_are_adjusted_as_if_they_had_been_generated(
     drafts = trace.step_requests.groupby("request_id")[["draft", "accepted"]].sum()
     assert (drafts.draft > 0).all()
     assert (drafts.accepted > 0).all() if kind == "accurate" else drafts.accepted.sum() > 0
+
+
+def test_whose_row_is_another_requests_now_is_counted_no_more(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with penalties ends in the step that verifies its drafts; beside its heir somebody has a bias."""
+    monkeypatch.setattr(graphs, "ladder", lambda most: [most])
+    common: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+    params = [
+        SamplingParams(max_tokens=4, presence_penalty=0.5, **common),
+        SamplingParams(max_tokens=9, logit_bias={7: 2.0}, **common),
+        SamplingParams(max_tokens=4, **common),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "has_kernels", lambda device: False)
+        with open_llm(folders["llama"], max_num_seqs=2) as llm:
+            expected = [
+                list(o.outputs[0].token_ids) for o in llm.generate(prompts(3), params, use_tqdm=False)
+            ]
+    whole = [[*prompt, *tokens] for prompt, tokens in zip(prompts(3), expected, strict=True)]
+    config = {"method": "ngram", "num_speculative_tokens": 2, "adaptive": False}
+    with open_llm(folders["llama"], max_num_seqs=2, speculative_config=config) as llm:
+        llm._engine.scheduler._speculation._drafter = TestDrafter("accurate", whole)
+        with llm.trace.record() as trace:
+            found = llm.generate(prompts(3), params, use_tqdm=False)
+    assert [list(o.outputs[0].token_ids) for o in found] == expected
+    last = trace.step_requests[trace.step_requests.request_id == trace.requests.request_id[0]].iloc[-1]
+    assert last.draft > 0, "it ended with drafts"
 
 
 def test_a_model_that_drafts_behind_graphs_is_right(
@@ -418,7 +470,7 @@ def test_a_model_that_drafts_behind_graphs_is_right(
 def test_a_drafter_sees_the_hidden_states_of_every_token(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of chunks, decodes and drafts, steps ahead or not; its cache is in the engine's blocks."""
+    """Of chunks, decodes and drafts, steps ahead or not, in the plan's order; its cache is in the blocks."""
     drafters: list[Recalling] = []
 
     class Draft:
@@ -433,15 +485,19 @@ def test_a_drafter_sees_the_hidden_states_of_every_token(
     monkeypatch.setattr(graphs, "ladder", lambda most: [most])
     own = {"method": "draft_model", "model": str(folders["llama"])}
     config = own | {"num_speculative_tokens": 2, "adaptive": False}
-    given = [prompt + prompt[-6:] * 2 for prompt in prompts(3)]
+    given = [prompt + prompt[-6:] * 2 for prompt in reversed(prompts(3))]  # the longest first
+    for module in (kernel_runner, kernel_step):
+        monkeypatch.setattr(module, "IN_ORDER", 1)  # lines of decodes that are not sorted by length
     oracle = tiny.load(folders["llama"])
-    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
     settings = {"max_num_batched_tokens": 24, "async_scheduling": True, "speculative_config": config}
-    with open_llm(folders["llama"], **settings) as llm:
+    with open_llm(folders["llama"], **settings) as llm, llm.trace.record() as trace:
+        now_and_then(llm)
         outputs = llm.generate(given, params, use_tqdm=False)
         counts = llm._engine.scheduler.counts
+    assert overlapping(trace)
     for prompt, output in zip(given, outputs, strict=True):
-        assert list(output.outputs[0].token_ids) == tiny.greedy(oracle, prompt, 6)
+        assert list(output.outputs[0].token_ids) == tiny.greedy(oracle, prompt, 12)
     assert counts.draft_tokens > 3
     (drafter,) = drafters
     assert len(drafter.read) > 6

@@ -137,7 +137,8 @@ def scratch_bytes(
 ) -> int:
     """Device memory a runner takes for itself, beside weights, activations and KV blocks.
 
-    Rows that change their logits take more when they come: 12 bytes a token of the vocabulary.
+    More is taken when it is needed: 12 bytes a token of the vocabulary for each row that changes its logits,
+    and for each draft such rows verify in a step; a step's hidden states, where a drafter wants them.
     """
     from workbench.kernels.attention.kernel import space_bytes
     from workbench.kernels.sample.kernel import CANDIDATES, GROUP, MAX_PARTS

@@ -210,7 +210,8 @@ class Pace:
         if self._worth(np.full((len(rows), 1), HOPE)).any():
             return np.where(self._good(rows), self._most, 1), due
         first = np.arange(len(rows)) == due.argmax()
-        return self._worth(np.where(first[:, None], HOPE ** np.arange(1, self._most + 1), 0.0)), first
+        trial = self._worth(np.where(first[:, None], HOPE ** np.arange(1, self._most + 1), 0.0))
+        return trial, first if trial.any() else due
 
     def _worth(self, chances: Floats) -> Longs:
         """[n]; how many of each row's `chances` [n, k], which fall from left to right, are worth it."""
