@@ -13,7 +13,7 @@ from workbench.kernels.attention.reference import Layout
 
 from tests.llm import tiny
 from workbench import LLM, SamplingParams
-from workbench.engine.plan import Addition
+from workbench.engine.plan import Addition, StepPlan
 from workbench.models import backend
 from workbench.models.spec import read_spec
 from workbench.runtime.assembly import scratch_bytes
@@ -27,6 +27,11 @@ VOCAB = 16
 def entering(row: int, params: SamplingParams) -> Addition:
     tokens = np.arange(3, dtype=np.int32)
     return Addition(row, f"r{row}", tokens, 3, (np.array([1], np.int32),), params, 0, ())
+
+
+def decodes(rows: int) -> StepPlan:
+    places, each = np.arange(rows, dtype=np.int32), np.ones(rows, np.int32)
+    return StepPlan(0, rows, places, places, each, each > 0, places[:0], (), ())
 
 
 class Counted(TorchDispatchMode):
@@ -52,7 +57,7 @@ def test_a_batch_is_forgotten_without_the_device_and_its_rows_ask_for_nothing_af
     batch._enter([entering(1, SamplingParams()), entering(2, biased)])
     rows = torch.arange(3, dtype=torch.int32, device=device)
     logits = torch.zeros((3, VOCAB), device=device)
-    adjusted = batch.adjuster.adjust(logits, rows, rows, batch.tokens)
+    adjusted = batch.adjuster.adjust(logits, rows, rows, batch.tokens, decodes(3))
     slots = adjusted.slots.tolist()
     assert slots[:2] == [-1, -1]
     assert slots[2] >= 0

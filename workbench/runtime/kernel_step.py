@@ -139,13 +139,7 @@ class KernelStep:
         wanted = None if every else arrays.last[: max(1, sampling)]
         if scored is not None:
             wanted = torch.cat((arrays.last[:sampling], scored))
-        asked = wanted if self.hidden is None else None
-        hidden = self._model.forward(
-            flat.token_ids, flat.positions, attention, wanted=asked, operations=adapted
-        )
-        if self.hidden is not None:
-            self.hidden[:tokens].copy_(hidden)
-            hidden = hidden if wanted is None else hidden.index_select(0, wanted)
+        hidden = self._compute(flat, attention, wanted, adapted)
         self._store.scales_due = False
         if adapted is not None and wanted is not None:
             adapted = adapted.of(wanted)
@@ -157,6 +151,19 @@ class KernelStep:
                 of_sampling.add(head, hidden[:sampling], logits)
         self._behind = None if scored is None or adapted is None else adapted.part(sampling, len(hidden))
         return hidden[sampling:]
+
+    def _compute(
+        self, flat: Flat, attention: KernelAttention, wanted: Tensor | None, adapted: AdaptedOperations | None
+    ) -> Tensor:
+        """Hidden states of the tokens `wanted`, None: of all; where somebody looks at them, all are kept."""
+        asked = wanted if self.hidden is None else None
+        hidden = self._model.forward(
+            flat.token_ids, flat.positions, attention, wanted=asked, operations=adapted
+        )
+        if self.hidden is None:
+            return hidden
+        self.hidden[: len(hidden)].copy_(hidden)
+        return hidden if wanted is None else hidden.index_select(0, wanted)
 
     def _bring(self, arrays: StepArrays, drafts: bool) -> None:
         """Into the batch, what the step brings for rows that are in it."""
