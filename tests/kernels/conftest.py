@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,3 +31,20 @@ def _as_it_is_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     if not torch.cuda.is_available():
         monkeypatch.setattr(graphs, "CHUNKED", 0)
+
+
+@pytest.fixture
+def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines compute by kernels on a CPU, too."""
+    from workbench.models import backend
+
+    monkeypatch.setattr(backend, "has_kernels", lambda device: True)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model of each family."""
+    from tests.llm import tiny
+
+    root = tmp_path_factory.mktemp("models")
+    return {family: tiny.write_model(family, root / family) for family in tiny.FAMILIES}
