@@ -33,6 +33,15 @@ def _as_it_is_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(graphs, "CHUNKED", 0)
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Engines that compute by kernels on a GPU, where there is one, are tests of it."""
+    if torch.cuda.is_available():
+        for item in items:
+            if "kernels_everywhere" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture
 def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines compute by kernels on a CPU, too."""
@@ -43,8 +52,9 @@ def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each family."""
+    """A tiny model of each family that kernels compute on a GPU, too."""
+    from tests.kernels.engines import write_model
     from tests.llm import tiny
 
     root = tmp_path_factory.mktemp("models")
-    return {family: tiny.write_model(family, root / family) for family in tiny.FAMILIES}
+    return {family: write_model(family, root / family) for family in tiny.FAMILIES}

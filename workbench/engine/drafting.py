@@ -114,7 +114,7 @@ class Speculation(Protocol):
         """
         ...
 
-    def meanwhile(self) -> None:
+    def meanwhile(self, running: Running) -> None:
         """A step is computed and nothing can be planned behind it: time to think about those before it."""
         ...
 

@@ -65,7 +65,7 @@ class Planner:
             last = books.flights[-1].plan  # how far it gets is not known, or who drafts what behind it
             if last.drafts is not None or last.asks is not None or drafting is not None:
                 if self._speculation is not None:
-                    self._speculation.meanwhile()
+                    self._speculation.meanwhile(running)
                 return None
         proposals = None if drafting is None else proposed(drafting, running)
         asking = drafting is not None and drafting.asks(running) is not None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
-from workbench.engine.plan import Addition, Growth, Ints, StepPlan, within
+from workbench.engine.plan import Addition, Asks, Growth, Ints, StepPlan, within
 from workbench.engine.result import Proposed
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
@@ -98,21 +98,27 @@ class DraftModel:
         self._batch.clear()
         self._filled.forget()
 
-    @torch.inference_mode()
     def draft(self, seen: Seen) -> Proposed | None:
-        plan = seen.plan
+        asks = seen.plan.asks
         self._behind.append(seen)
-        if plan.asks is not None or len(self._behind) == BEHIND:
+        if asks is not None:
+            return self._draft(seen, asks)
+        if len(self._behind) == BEHIND:
             self._catch_up()
-        if plan.asks is None:
-            return None
-        lines = plan.asks.lines
-        asked = Asked(plan.rows[lines].astype(np.int64), seen.lengths[lines], plan.asks.most.astype(np.int64))
+        return None
+
+    @torch.inference_mode()
+    def _draft(self, seen: Seen, asks: Asks) -> Proposed | None:
+        """What the newest step asks for."""
+        self._catch_up()
+        plan, lines = seen.plan, asks.lines
+        asked = Asked(plan.rows[lines].astype(np.int64), seen.lengths[lines], asks.most.astype(np.int64))
         over = seen.over | {row for row, _, _ in seen.forced}
         fits = asked.lengths + asked.most <= self._model.spec.max_position_embeddings
         asked = asked.of(fits & ~np.isin(asked.rows, list(over)))
         return self._propose(asked) if len(asked.rows) else None
 
+    @torch.inference_mode()
     def _catch_up(self) -> None:
         """Follow the steps that are behind, many plain ones at once."""
         behind, self._behind = self._behind, []
@@ -134,8 +140,9 @@ class DraftModel:
         if not steps:
             return
         batch, plans = self._batch, [seen.plan for seen in steps]
-        for plan in plans:
-            batch.apply(self._own(plan))
+        grown = [plan.grown[self._table] for plan in plans]
+        growth = Growth(*map(np.concatenate, zip(*grown, strict=True)))
+        batch.apply(self._own(plans[0], growth))
         rows, positions = (
             np.concatenate(column).astype(np.int64)
             for column in list(zip(*(plan.yields for plan in plans), strict=True))[:2]
@@ -150,14 +157,17 @@ class DraftModel:
         np.maximum.at(ends, lines, np.concatenate([plan.starts + plan.counts for plan in plans]))
         self._filled.overwritten(self._tables(rows.astype(np.int64)), starts, ends)
 
-    def _own(self, plan: StepPlan) -> StepPlan:
-        """The plan as the drafter's batch takes it: one of the engine's block tables for all its groups."""
+    def _own(self, plan: StepPlan, growth: Growth) -> StepPlan:
+        """The plan as the drafter's batch takes it: one of the engine's block tables for all its groups.
+
+        `growth`: of that table, by this plan and those behind it.
+        """
         groups = len(self._groups)
 
         def added(each: Addition) -> Addition:
             return each._replace(blocks=(each.blocks[self._table],) * groups)
 
-        return plan._replace(added=tuple(map(added, plan.added)), grown=(plan.grown[self._table],) * groups)
+        return plan._replace(added=tuple(map(added, plan.added)), grown=(growth,) * groups)
 
     def _tables(self, rows: Longs) -> Longs:
         return self._batch.blocks_at(rows[:, None], self._places)

@@ -35,8 +35,12 @@ IN_FLIGHT = 4  # steps whose memory on the host is kept apart
 class Moment:
     """A point in the order of the device's work: an event on a GPU, the clock elsewhere."""
 
-    def __init__(self, on_gpu: bool, clock: Clock) -> None:
-        self._event = torch.cuda.Event(enable_timing=True) if on_gpu else None
+    def __init__(self, device: torch.device, clock: Clock) -> None:
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            # Where no device is named, torch looks first which kind of device there is, for every record.
+            self._index = torch.cuda.current_device() if device.index is None else device.index
         self._clock = clock
         self._at = 0.0
 
@@ -44,7 +48,7 @@ class Moment:
         if self._event is None:
             self._at = self._clock()
         else:
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(self._index))
 
     def wait(self) -> None:
         if self._event is not None:
@@ -120,11 +124,11 @@ class KernelRunner:
         self._graphs = graphs
         self._constraints = constraints
         self._clock = clock
-        on_gpu = batch.device.type == "cuda"
+        device = batch.device
         self._ordered: Ints | None = None  # the rows that `_order` is of
         self._order = Order(np.empty(0, np.int64), np.empty(0, np.int64))
         self._last: KernelTicket | None = None  # of the step launched last
-        self._moments = [(Moment(on_gpu, clock), Moment(on_gpu, clock)) for _ in range(IN_FLIGHT)]
+        self._moments = [(Moment(device, clock), Moment(device, clock)) for _ in range(IN_FLIGHT)]
 
     @naming_faults
     @torch.inference_mode()

@@ -22,7 +22,7 @@ PRIOR = 1.5  # drafts' worth of experience a new request begins with, of all req
 FADE = 0.8  # of what was seen, at each verification: the last five count most
 LEAST_SEEN = 3  # plain steps of a size that are timed before any drafts
 HOLDS = 4  # steps for which a decision holds
-HOLDS_NONE = 64  # and, at the longest, one that nobody drafts
+HOLDS_NONE = 256  # and, at the longest, one that nobody drafts
 REST, LONGEST_REST = 64, 1024  # steps without drafts before one is tried again, and after many vain trials
 SHORT_REST = 4  # where drafts were right before: a copy that was interrupted goes on
 GOOD = 2  # right drafts a verification; so many make a good one of a request
@@ -140,6 +140,7 @@ class Pace:
         self._rest: Longs = np.zeros(max_rows, np.int64)  # steps until a row without drafts tries one
         self._wait: Longs = np.full(max_rows, REST)  # how long its next rest is
         self._untried = 0  # steps since the last trial
+        self._vain = (0, 0.0)  # rows, and their best chance, whose drafts were not worth it
 
     def enter(self, row: int) -> None:
         """The row holds another request."""
@@ -150,6 +151,8 @@ class Pace:
     def took(self, tokens: int, seconds: float, drafts: int) -> None:
         """A step of decodes, drafts among its tokens, took so long from the end of the one before."""
         self._costs.took(tokens, seconds, drafts)
+        if drafts:
+            self._vain = (0, 0.0)
 
     def verified(self, rows: Longs, drafted: Longs, accepted: Longs) -> None:
         """Of so many drafts of each row, so many were right before one was wrong."""
@@ -161,7 +164,8 @@ class Pace:
         self._tried[rows] += 1
         self._gained[rows] += accepted
         rest = np.where(self._good(rows), SHORT_REST, REST)
-        self._wait[rows] = np.where(accepted > 0, rest, self._wait[rows])
+        wait = np.where(accepted > 0, rest, self._wait[rows])
+        self._wait[rows], self._rest[rows] = wait, np.minimum(self._rest[rows], wait)
 
     def _good(self, rows: Longs) -> Bools:
         """[n]; whether drafts of the rows' requests have been right often."""
@@ -176,8 +180,7 @@ class Pace:
         held, self.holds = self.holds if gone is None else gone, HOLDS
         if not len(rows) or self._costs.seen(len(rows)) < LEAST_SEEN:
             return np.zeros(len(rows), np.int64)
-        share = self._right[rows] / (self._right[rows] + self._wrong[rows])
-        wanted = self._worth(share[:, None] ** np.arange(1, self._most + 1))
+        wanted = self._by_chance(rows)
         resting = wanted == 0
         self._rest[rows[~resting]] = 0
         if not resting.any():
@@ -190,7 +193,7 @@ class Pace:
         )[resting]
         if trying.any():
             trial, trying = self._trial(rows, trying)
-            self._untried = 0
+            self._untried, self._vain = 0, (0, 0.0)
             self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
             self._rest[rows[trying]] = self._wait[rows[trying]]
             wanted = np.where(trying, trial, wanted)
@@ -199,6 +202,22 @@ class Pace:
         if not wanted.any():
             # Of many requests somebody's rest is always about to end, and to decide takes a while.
             self.holds = min(HOLDS_NONE, max(len(rows), int(self._rest[rows].min())))
+        return wanted
+
+    def _by_chance(self, rows: Longs) -> Longs:
+        """[n]; drafts that are worth it by what was seen of each row.
+
+        What was not worth it for as many rows, none of which did worse, is not looked at again until drafts
+        were timed or tried.
+        """
+        right = self._right[rows]
+        share = right / (right + self._wrong[rows])
+        best = float(share.max())
+        if self._vain[0] == len(rows) and best <= self._vain[1]:
+            return np.zeros(len(rows), np.int64)
+        wanted = self._worth(share[:, None] ** np.arange(1, self._most + 1))
+        if not wanted.any():
+            self._vain = len(rows), best
         return wanted
 
     def _trial(self, rows: Longs, due: Bools) -> tuple[Longs, Bools]:

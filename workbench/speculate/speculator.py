@@ -44,7 +44,7 @@ class Speculator:
     def enter(self, request: Request) -> None:
         self._drafter.enter(request.row, request.token_ids, request.tables.root)
         if self._pace is not None:
-            self.meanwhile()  # what was heard is of others' rows
+            self._think()  # what was heard is of others' rows
             self._pace.enter(request.row)
         self._holds = 0
 
@@ -70,7 +70,7 @@ class Speculator:
         if self._pace is None:
             wanted[running.row] = self._room.each
         else:
-            self.meanwhile()
+            self._think()
             wanted[running.row] = self._pace.wanted(running.row, self._gone)
             self._gone = 0
             self._holds = self._pace.holds
@@ -114,7 +114,16 @@ class Speculator:
             return  # what a step costs is looked at shortly before the next decision
         self._heard.append((plan, result, accepted))
 
-    def meanwhile(self) -> None:
+    def meanwhile(self, running: Running) -> None:
+        self._think()
+        if self._pace is not None and self._holds == 1 and self._anybody and self._pace.holds == HOLDS:
+            # The step that is computed is the last of what was decided. That drafts go on may be decided without
+            # it, at a time that costs nothing; that they end, or what a trial says, is not.
+            self._decide(running)
+            self._holds = self._holds + 1 if self._anybody else 0
+
+    def _think(self) -> None:
+        """About the steps that were heard of."""
         if self._pace is None:
             return
         for plan, result, accepted in self._heard:
