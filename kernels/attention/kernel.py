@@ -164,11 +164,13 @@ class _Batch(NamedTuple):
     def constants(self) -> dict[str, Any]:
         """What every program is compiled and launched with."""
         exact = self.query.dtype == torch.float32
+        # No product's depth is less than 16 numbers; of eight bits, even and odd ones are multiplied apart.
+        least = 16 if self.scales is None else 32
         return {
             "GROUP": self.shape.group,
             "BLOCK_SIZE": self.cache.shape[3],
             "D": self.shape.head_dim,
-            "BLOCK_D": power_of_two(self.shape.head_dim),
+            "BLOCK_D": max(least, power_of_two(self.shape.head_dim)),
             "WIDE": self.cache.stride(1) >= 2**31,
             "PRECISION": "ieee" if exact else "tf32",
             "FP8": self._fp8,

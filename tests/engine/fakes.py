@@ -246,7 +246,7 @@ class FakeSpeculation:
         wrong = {"accurate": count, "useless": 0, "adversarial": count - 1}[self.kind]
         return [token if i < wrong else (token + 1) % VOCABULARY for i, token in enumerate(right)]
 
-    def meanwhile(self) -> None:
+    def meanwhile(self, running: Running) -> None:
         pass
 
     def committed(self, plan: StepPlan, result: StepResult, accepted: np.ndarray | None) -> None:

@@ -52,9 +52,8 @@ def kernels_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tiny model of each family that kernels compute on a GPU, too."""
-    from tests.kernels.engines import write_model
+    """A tiny model of each family."""
     from tests.llm import tiny
 
     root = tmp_path_factory.mktemp("models")
-    return {family: write_model(family, root / family) for family in tiny.FAMILIES}
+    return {family: tiny.write_model(family, root / family) for family in tiny.FAMILIES}

@@ -12,17 +12,12 @@ from tests.llm import tiny
 from workbench import LLM
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-HEAD = 16  # numbers of a head, at the least: what a GPU's matrix units take
 
 
 def prompts(count: int) -> list[list[int]]:
     dice = random.Random(3)
     shared = [dice.randrange(3, tiny.VOCAB) for _ in range(9)]
     return [shared + [dice.randrange(3, tiny.VOCAB) for _ in range(1 + 3 * i)] for i in range(count)]
-
-
-def write_model(family: str, folder: Path) -> Path:
-    return tiny.write_model(family, folder, head_dim=HEAD)
 
 
 def open_llm(folder: Path, **settings: Any) -> LLM:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels.engines import open_llm, prompts, write_model
+from tests.kernels.engines import open_llm, prompts
 from tests.llm import tiny
 from tests.llm.drafters import TestDrafter
 from tests.llm.step_drafters import Recalling
@@ -88,7 +88,7 @@ def test_behind_drafts_logits_are_adjusted_as_if_they_had_been_generated(
 
     Tokens and processed logprobs are those of plain torch, a token a step.
     """
-    folder = tiny.write_tokenizer(write_model("llama", tmp_path / "model"))
+    folder = tiny.write_tokenizer(tiny.write_model("llama", tmp_path / "model"))
     monkeypatch.setattr(graphs, "ladder", lambda most: [most])
     common: dict[str, Any] = {"max_tokens": 6, "ignore_eos": True, "logprobs": 2}
     few = [*range(10, 16)]  # tokens, so that some come again and again

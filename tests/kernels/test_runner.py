@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.kernels.engines import open_llm, prompts, write_model
+from tests.kernels.engines import open_llm, prompts
 from tests.llm import tiny
 from tests.llm.asking import is_rank
 from tests.llm.float64_sampler import OPTIONS, processed, spellings
@@ -90,7 +90,7 @@ def test_a_graph_of_more_lines_than_the_batch_and_a_shared_prefix_change_no_toke
         return pair(self, form)
 
     oracle = tiny.load(folders["llama"])
-    with open_llm(folders["llama"]) as llm:
+    with open_llm(folders["llama"], async_scheduling=False) as llm:  # whoever ends has left by the next step
         monkeypatch.setattr(StepGraphs, "pair", watched)
         lengths = [2, 3, 4, 4]
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
@@ -252,7 +252,7 @@ def test_bad_words_hold_back_the_end_of_what_was_just_generated(
 
 def test_constrained_tokens_are_those_of_plain_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks beside penalties, cut-offs and logprobs, in rows that change hands, overlapped and not."""
-    folder = tiny.write_tokenizer(write_model("llama", tmp_path / "model"))
+    folder = tiny.write_tokenizer(tiny.write_model("llama", tmp_path / "model"))
 
     def constrained(seed: int, **options) -> SamplingParams:
         constraint = StructuredOutputsParams(regex="[a-c]{2}[0-9]x" if seed % 2 else "(to|the) [a-z]{2}")

@@ -56,15 +56,15 @@ _OWN: dict[str, dict[str, Any]] = {
 FAMILIES = tuple(_OWN)
 
 
-def config_of(family: str, **changes: Any) -> PreTrainedConfig:
-    own = {**_SHAPE, **_OWN[family], **changes}
+def config_of(family: str) -> PreTrainedConfig:
+    own = {**_SHAPE, **_OWN[family]}
     return AutoConfig.for_model(family, **own)
 
 
-def write_model(family: str, folder: Path, **changes: Any) -> Path:
-    """A model folder as save_pretrained writes it. `changes`: of its config."""
+def write_model(family: str, folder: Path) -> Path:
+    """A model folder as save_pretrained writes it."""
     torch.manual_seed(FAMILIES.index(family))
-    model = AutoModelForCausalLM.from_config(config_of(family, **changes))
+    model = AutoModelForCausalLM.from_config(config_of(family))
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # initialised to 0 and 1, which would hide them
             parameter.data += 0.3 * torch.randn_like(parameter)

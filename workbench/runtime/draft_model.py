@@ -28,10 +28,12 @@ from workbench.runtime.draft_cache import Filled, Longs
 from workbench.runtime.kv_formats import Format
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.step_drafter import Seen
+from workbench.runtime.unwritten import Unwritten
 
 NOBODY: Ints = np.empty(0, np.int32)
 
-BEHIND = 32  # steps that are followed at once, where nobody asks for drafts
+BEHIND = 128  # steps that are followed at once, where nobody asks for drafts
+UNWRITTEN = 1 << 20  # tokens that wait on the host for somebody who drafts, at most: 20 MB
 
 
 class Size(NamedTuple):
@@ -92,9 +94,11 @@ class DraftModel:
         self._places = np.arange(-(-size.max_length // size.block_size) + 1)
         self._filled = Filled(1 + num_blocks, size.block_size)
         self._behind: list[Seen] = []  # steps that nobody has looked at yet
+        self._unwritten = Unwritten()  # what those before brought
 
     def reset(self) -> None:
         self._behind.clear()
+        self._unwritten.clear()
         self._batch.clear()
         self._filled.forget()
 
@@ -139,41 +143,37 @@ class DraftModel:
         """
         if not steps:
             return
-        batch, plans = self._batch, [seen.plan for seen in steps]
+        plans = [seen.plan for seen in steps]
         grown = [plan.grown[self._table] for plan in plans]
-        growth = Growth(*map(np.concatenate, zip(*grown, strict=True)))
-        batch.apply(self._own(plans[0], growth))
-        rows, positions = (
-            np.concatenate(column).astype(np.int64)
-            for column in list(zip(*(plan.yields for plan in plans), strict=True))[:2]
-        )
-        sampled = np.concatenate([seen.token_ids for seen in steps]).astype(np.int64)
-        batch.append(rows, positions, torch.from_numpy(sampled).to(batch.device))
-        for seen in steps:
-            batch.follow(seen.forced)
+        self._batch.apply(self._own(plans[0], Growth(*map(np.concatenate, zip(*grown, strict=True)))))
+        self._unwritten.follow(steps)
         rows, lines = np.unique(np.concatenate([plan.rows for plan in plans]), return_inverse=True)
-        starts, ends = np.full(len(rows), batch.tokens.shape[1]), np.zeros(len(rows), np.int64)
+        starts, ends = np.full(len(rows), self._batch.tokens.shape[1]), np.zeros(len(rows), np.int64)
         np.minimum.at(starts, lines, np.concatenate([plan.starts for plan in plans]))
         np.maximum.at(ends, lines, np.concatenate([plan.starts + plan.counts for plan in plans]))
         self._filled.overwritten(self._tables(rows.astype(np.int64)), starts, ends)
+        if self._unwritten.count > UNWRITTEN:
+            self._unwritten.write(self._batch)
 
     def _own(self, plan: StepPlan, growth: Growth) -> StepPlan:
-        """The plan as the drafter's batch takes it: one of the engine's block tables for all its groups.
+        """The plan as the drafter's batch takes it: one of the engine's block tables for all its groups, and
+        no tokens, which are written when somebody drafts.
 
         `growth`: of that table, by this plan and those behind it.
         """
         groups = len(self._groups)
 
         def added(each: Addition) -> Addition:
-            return each._replace(blocks=(each.blocks[self._table],) * groups)
+            return each._replace(blocks=(each.blocks[self._table],) * groups, token_ids=NOBODY)
 
-        return plan._replace(added=tuple(map(added, plan.added)), grown=(growth,) * groups)
+        return plan._replace(added=tuple(map(added, plan.added)), grown=(growth,) * groups, drafts=None)
 
     def _tables(self, rows: Longs) -> Longs:
         return self._batch.blocks_at(rows[:, None], self._places)
 
     def _propose(self, asked: Asked) -> Proposed | None:
         """Catch up, then draft."""
+        self._unwritten.write(self._batch)
         written = asked.lengths - 1  # the model computed these; the token sampled last has no block yet
         self._lend(asked.rows, written, asked.most)
         tables = self._tables(asked.rows)

@@ -66,7 +66,7 @@ class Redrafting:
         """What the runner found then is proposed from the recording."""
         return None
 
-    def meanwhile(self) -> None:
+    def meanwhile(self, running: Running) -> None:
         """There is nothing to think about."""
 
     def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:

@@ -117,8 +117,8 @@ class Speculator:
     def meanwhile(self, running: Running) -> None:
         self._think()
         if self._pace is not None and self._holds == 1 and self._anybody and self._pace.holds == HOLDS:
-            # The step that is computed is the last of what was decided. That drafts go on may be decided without
-            # it, at a time that costs nothing; that they end, or what a trial says, is not.
+            # The step that is computed is the last of what was decided. That drafts go on may be decided
+            # without it, at a time that costs nothing; that they end, or what a trial says, is not.
             self._decide(running)
             self._holds = self._holds + 1 if self._anybody else 0
 
