@@ -13,6 +13,7 @@ from workbench.engine.drafting import Proposals
 from workbench.engine.plan import Ints
 from workbench.speculate.config import Room
 from workbench.speculate.drafter import Ask
+from workbench.speculate.pace import Pace
 from workbench.speculate.speculator import Speculator
 
 MOST = 4
@@ -57,9 +58,9 @@ class TestDrafter:
         return right[: most - 1] + guessed[len(right[: most - 1]) :]
 
 
-def draft_by(llm: LLM, drafter: TestDrafter, most: int = MOST) -> TestDrafter:
-    """The engine's requests are drafted by `drafter`, whatever comes of it."""
-    speculator = Speculator(drafter, Room(most, 256), None)
+def draft_by(llm: LLM, drafter: TestDrafter, most: int = MOST, pace: Pace | None = None) -> TestDrafter:
+    """The engine's requests are drafted by `drafter`, whatever comes of it, or as `pace` says."""
+    speculator = Speculator(drafter, Room(most, 256), pace)
     scheduler = llm._engine.scheduler
     scheduler._speculation = scheduler._planner._speculation = speculator
     return drafter

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from workbench.speculate.pace import HOLDS, HOLDS_NONE, LEAST_SEEN, LONGEST_REST, REST, SHORT_REST, Pace
 
@@ -217,3 +219,54 @@ def test_trials_of_many_requests_come_together() -> None:
             trying = rows[wanted > 0]
             pace.verified(trying, np.ones(len(trying), np.int64), np.zeros(len(trying), np.int64))
     assert 1 < trials <= 640 // 64
+
+
+def dear(pace: Pace) -> np.ndarray:
+    """One row; a step with any drafts takes 4.2 of those without."""
+    row = np.arange(1)
+    for _ in range(40):  # what takes twice as long as before is believed little by little
+        pace.took(1, 1e-3, 0)
+        pace.took(1 + MOST, 4.2e-3, MOST)
+    return row
+
+
+def test_a_trial_that_was_right_and_not_worth_it_makes_no_rest_longer() -> None:
+    pace = Pace(1, MOST)
+    row = dear(pace)
+    pace.enter(0)
+    verify(pace, row, MOST - 1)
+    assert not pace.wanted(row).any(), "four right drafts are not worth a step of 4.2"
+    for _ in range(3):
+        assert steps_to_a_trial(pace, row) <= SHORT_REST + 2
+        verify(pace, row, MOST - 1, times=1)
+        assert not pace.wanted(row).any()
+
+
+ONE, OTHERS = [(0, 4)], [(1, 4), (2, 4), (3, 4)]
+
+
+@example([(1, 0), (2, 0), (3, 0), *ONE * 9, *OTHERS * 4], 2)  # each as good as the one whose was not worth it
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, MOST)), max_size=40), st.integers(0, 2))
+def test_chances_that_are_not_looked_at_again_would_not_have_been_worth_it(
+    history: list[tuple[int, int]], known: int
+) -> None:
+    """Steps take the same all the time. Of two paces one looks each time."""
+    costs = (flat, by_the_token, lambda tokens: 1e-3 if tokens <= 4 else 2.2e-3)
+    (pace, rows), (looking, _) = (taught(4, costs[known]) for _ in range(2))
+    for row, right in history:
+        for each in (pace, looking):
+            verify(each, rows[row : row + 1], right, times=1)
+        looking._vain = None
+        assert pace.wanted(rows).tolist() == looking.wanted(rows).tolist()
+        assert pace.holds == looking.holds
+
+
+def test_drafts_are_looked_at_again_when_their_cost_was_seen_anew() -> None:
+    pace = Pace(1, MOST)
+    row = dear(pace)
+    pace.enter(0)
+    verify(pace, row, MOST - 1)
+    assert not pace.wanted(row).any()
+    for _ in range(20):
+        pace.took(1 + MOST, 1e-3, MOST)
+    assert pace.wanted(row).any(), "such a step takes no longer than any other now"

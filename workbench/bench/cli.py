@@ -203,7 +203,7 @@ def _speculation_options(parser: argparse.ArgumentParser) -> None:
         "--drafts",
         type=int,
         metavar="K",
-        help="num_speculative_tokens (default: 16 of what is looked up, 5 of a model's)",
+        help="num_speculative_tokens (default: 32 of what is looked up, 5 of a model's)",
     )
     parser.add_argument("--not-adaptive", action="store_true", help="always K drafts")
 
@@ -211,7 +211,7 @@ def _speculation_options(parser: argparse.ArgumentParser) -> None:
 def _speculation(arguments: argparse.Namespace) -> Result:
     from workbench.bench import speculation
 
-    usual = 5 if arguments.method == "draft_model" else 16
+    usual = 5 if arguments.method == "draft_model" else 32
     config = {
         "method": arguments.method,
         "num_speculative_tokens": usual if arguments.drafts is None else arguments.drafts,

@@ -140,7 +140,7 @@ class Pace:
         self._rest: Longs = np.zeros(max_rows, np.int64)  # steps until a row without drafts tries one
         self._wait: Longs = np.full(max_rows, REST)  # how long its next rest is
         self._untried = 0  # steps since the last trial
-        self._vain = (0, 0.0)  # rows, and their best chance, whose drafts were not worth it
+        self._vain: Floats | None = None  # [n] ascending; chances of rows whose drafts were not worth it
 
     def enter(self, row: int) -> None:
         """The row holds another request."""
@@ -152,7 +152,7 @@ class Pace:
         """A step of decodes, drafts among its tokens, took so long from the end of the one before."""
         self._costs.took(tokens, seconds, drafts)
         if drafts:
-            self._vain = (0, 0.0)
+            self._vain = None
 
     def verified(self, rows: Longs, drafted: Longs, accepted: Longs) -> None:
         """Of so many drafts of each row, so many were right before one was wrong."""
@@ -193,7 +193,7 @@ class Pace:
         )[resting]
         if trying.any():
             trial, trying = self._trial(rows, trying)
-            self._untried, self._vain = 0, (0, 0.0)
+            self._untried, self._vain = 0, None
             self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
             self._rest[rows[trying]] = self._wait[rows[trying]]
             wanted = np.where(trying, trial, wanted)
@@ -207,17 +207,16 @@ class Pace:
     def _by_chance(self, rows: Longs) -> Longs:
         """[n]; drafts that are worth it by what was seen of each row.
 
-        What was not worth it for as many rows, none of which did worse, is not looked at again until drafts
-        were timed or tried.
+        Chances no better than those that were not worth it are not looked at until drafts are timed or tried.
         """
         right = self._right[rows]
         share = right / (right + self._wrong[rows])
-        best = float(share.max())
-        if self._vain[0] == len(rows) and best <= self._vain[1]:
+        ascending, vain = np.sort(share), self._vain
+        if vain is not None and len(vain) == len(rows) and (ascending <= vain).all():
             return np.zeros(len(rows), np.int64)
         wanted = self._worth(share[:, None] ** np.arange(1, self._most + 1))
         if not wanted.any():
-            self._vain = len(rows), best
+            self._vain = ascending
         return wanted
 
     def _trial(self, rows: Longs, due: Bools) -> tuple[Longs, Bools]:
