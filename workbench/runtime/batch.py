@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.pool import NULL_BLOCK
-from workbench.engine.plan import Addition, Growth, StepPlan
+from workbench.engine.plan import Addition, Growth, Ints, StepPlan
 from workbench.engine.result import Forced
 from workbench.kernels.attention.reference import (
     GEMV_QUERIES,
@@ -84,18 +84,22 @@ class Batch:
             del self.additions[row]
         for added in plan.added:
             self.additions[added.row] = added
-            if added.row in self._decoding.rows:
-                self._decoding = NOBODY
+            self.enter(added.row, added.blocks)
             self.tokens[added.row, : len(added.token_ids)] = torch.tensor(added.token_ids, device=self.device)
-            for table, blocks in zip(self._tables, added.blocks, strict=True):
-                table[added.row, : len(blocks)] = blocks
-                table[added.row, len(blocks) :] = NULL_BLOCK
         self.grow(plan.grown)
         if plan.drafts is not None:
             rows, positions, _ = plan.yields
             behind = len(rows) - plan.num_drafts
             token_ids = torch.tensor(plan.drafts.token_ids, device=self.device)
             self.append(rows[behind:].astype(np.int64), positions[behind:].astype(np.int64) - 1, token_ids)
+
+    def enter(self, row: int, blocks: Sequence[Ints]) -> None:
+        """The row's block tables, for each KV group, are another request's."""
+        if row in self._decoding.rows:
+            self._decoding = NOBODY
+        for table, held in zip(self._tables, blocks, strict=True):
+            table[row, : len(held)] = held
+            table[row, len(held) :] = NULL_BLOCK
 
     def grow(self, grown: Sequence[Growth]) -> None:
         """Blocks appended to block tables, for each KV group."""

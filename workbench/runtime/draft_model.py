@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from workbench.cache.manager import KVGroup
-from workbench.engine.plan import Addition, Asks, Growth, Ints, StepPlan, within
+from workbench.engine.plan import Asks, Growth, Ints, StepPlan, within
 from workbench.engine.result import Proposed
 from workbench.models.decoder import Decoder
 from workbench.models.spec import ModelSpec
@@ -25,15 +25,14 @@ from workbench.runtime.attention import PagedAttention
 from workbench.runtime.batch import Batch
 from workbench.runtime.contexts import Contexts
 from workbench.runtime.draft_cache import Filled, Longs
+from workbench.runtime.host_tokens import HostTokens
 from workbench.runtime.kv_formats import Format
 from workbench.runtime.kv_store import KVStore, bytes_per_block, kv_groups
 from workbench.runtime.step_drafter import Seen
-from workbench.runtime.unwritten import Unwritten
 
 NOBODY: Ints = np.empty(0, np.int32)
 
 BEHIND = 128  # steps that are followed at once, where nobody asks for drafts
-UNWRITTEN = 1 << 20  # tokens that wait on the host for somebody who drafts, at most: 20 MB
 
 
 class Size(NamedTuple):
@@ -94,11 +93,10 @@ class DraftModel:
         self._places = np.arange(-(-size.max_length // size.block_size) + 1)
         self._filled = Filled(1 + num_blocks, size.block_size)
         self._behind: list[Seen] = []  # steps that nobody has looked at yet
-        self._unwritten = Unwritten()  # what those before brought
+        self._tokens = HostTokens(size.max_rows, longest)
 
     def reset(self) -> None:
         self._behind.clear()
-        self._unwritten.clear()
         self._batch.clear()
         self._filled.forget()
 
@@ -122,13 +120,12 @@ class DraftModel:
         asked = asked.of(fits & ~np.isin(asked.rows, list(over)))
         return self._propose(asked) if len(asked.rows) else None
 
-    @torch.inference_mode()
     def _catch_up(self) -> None:
         """Follow the steps that are behind, many plain ones at once."""
         behind, self._behind = self._behind, []
         plain: list[Seen] = []
         for seen in behind:
-            if seen.plan.added or len(seen.plan.removed) or seen.plan.drafts is not None or seen.forced:
+            if seen.plan.added or seen.plan.drafts is not None or seen.forced:
                 self._follow(plain)
                 self._follow([seen])
                 plain = []
@@ -139,41 +136,30 @@ class DraftModel:
     def _follow(self, steps: list[Seen]) -> None:
         """Bring rows, tables and tokens up to date with steps: one, or several that are plain.
 
-        In a plain one nobody enters, leaves, brings drafts or is forced to anything.
+        In a plain one nobody enters, brings drafts or is forced to anything.
         """
         if not steps:
             return
-        plans = [seen.plan for seen in steps]
+        plans, groups = [seen.plan for seen in steps], len(self._groups)
+        for added in plans[0].added:
+            self._batch.enter(added.row, (added.blocks[self._table],) * groups)
         grown = [plan.grown[self._table] for plan in plans]
-        self._batch.apply(self._own(plans[0], Growth(*map(np.concatenate, zip(*grown, strict=True)))))
-        self._unwritten.follow(steps)
-        rows, lines = np.unique(np.concatenate([plan.rows for plan in plans]), return_inverse=True)
-        starts, ends = np.full(len(rows), self._batch.tokens.shape[1]), np.zeros(len(rows), np.int64)
-        np.minimum.at(starts, lines, np.concatenate([plan.starts for plan in plans]))
-        np.maximum.at(ends, lines, np.concatenate([plan.starts + plan.counts for plan in plans]))
-        self._filled.overwritten(self._tables(rows.astype(np.int64)), starts, ends)
-        if self._unwritten.count > UNWRITTEN:
-            self._unwritten.write(self._batch)
-
-    def _own(self, plan: StepPlan, growth: Growth) -> StepPlan:
-        """The plan as the drafter's batch takes it: one of the engine's block tables for all its groups, and
-        no tokens, which are written when somebody drafts.
-
-        `growth`: of that table, by this plan and those behind it.
-        """
-        groups = len(self._groups)
-
-        def added(each: Addition) -> Addition:
-            return each._replace(blocks=(each.blocks[self._table],) * groups, token_ids=NOBODY)
-
-        return plan._replace(added=tuple(map(added, plan.added)), grown=(growth,) * groups, drafts=None)
+        self._batch.grow((Growth(*map(np.concatenate, zip(*grown, strict=True))),) * groups)
+        self._tokens.follow(steps)
+        rows = np.concatenate([plan.rows for plan in plans])
+        begins = np.concatenate([plan.starts for plan in plans])
+        starts, ends = np.zeros((2, self._size.max_rows), np.int64)
+        starts[rows[::-1]] = begins[::-1]  # of several steps of a row the first one begins; the last one ends
+        ends[rows] = begins + np.concatenate([plan.counts for plan in plans])
+        rows = ends.nonzero()[0]
+        self._filled.overwritten(self._tables(rows), starts[rows], ends[rows])
 
     def _tables(self, rows: Longs) -> Longs:
         return self._batch.blocks_at(rows[:, None], self._places)
 
     def _propose(self, asked: Asked) -> Proposed | None:
         """Catch up, then draft."""
-        self._unwritten.write(self._batch)
+        self._tokens.send(self._batch, asked.rows, asked.lengths)
         written = asked.lengths - 1  # the model computed these; the token sampled last has no block yet
         self._lend(asked.rows, written, asked.most)
         tables = self._tables(asked.rows)

@@ -1,4 +1,4 @@
-"""Tokens that wait on the host are written as if each had been written when it came."""
+"""Tokens that are sent when somebody looks at them are those that would have been written as they came."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from workbench.engine.plan import Addition, Drafts, Growth, StepPlan
 from workbench.engine.result import Forced
 from workbench.params import SamplingParams
 from workbench.runtime.batch import Batch
+from workbench.runtime.host_tokens import HostTokens
 from workbench.runtime.step_drafter import Seen
-from workbench.runtime.unwritten import Unwritten
 
 ROWS, WIDTH = 3, 24
 NONE = np.empty(0, np.int32)
 TOKEN = st.integers(1, 99)
+LOOKS = st.just([]) | st.lists(st.integers(0, ROWS - 1), unique=True, min_size=1)  # rows
 
 
 def ints(numbers: list[int]) -> np.ndarray:
@@ -52,11 +53,11 @@ def plain(seen: Seen) -> bool:
     return not (seen.plan.added or seen.plan.drafts or seen.forced)
 
 
-@given(st.lists(st.tuples(steps(), st.booleans()), max_size=8))
-def test_it_is_as_if_each_had_been_written_when_it_came(history: list[tuple[Seen, bool]]) -> None:
+@given(st.lists(st.tuples(steps(), LOOKS), max_size=8))
+def test_it_is_as_if_each_had_been_written_when_it_came(history: list[tuple[Seen, list[int]]]) -> None:
     layout = (Layout(1, 1, 4, 8, None),)
     batch, expected = (Batch(ROWS, WIDTH, layout, torch.device("cpu")) for _ in range(2))
-    unwritten, together = Unwritten(), []
+    tokens, together = HostTokens(ROWS, WIDTH), []
     for seen, looked_at in history:
         expected.apply(seen.plan)
         rows, positions, _ = seen.plan.yields
@@ -64,12 +65,12 @@ def test_it_is_as_if_each_had_been_written_when_it_came(history: list[tuple[Seen
         expected.append(rows.astype(np.int64), positions.astype(np.int64), sampled)
         expected.follow(seen.forced)
         if together and not (plain(seen) and plain(together[-1])):
-            unwritten.follow(together)
+            tokens.follow(together)
             together = []
         together.append(seen)
         if looked_at:
-            unwritten.follow(together)
+            tokens.follow(together)
             together = []
-            unwritten.write(batch)
-            assert batch.tokens.tolist() == expected.tokens.tolist()
-            assert unwritten.count == 0
+            some = np.array(looked_at)
+            tokens.send(batch, some, np.full(len(some), WIDTH))
+            assert batch.tokens[some].tolist() == expected.tokens[some].tolist()
