@@ -16,7 +16,7 @@ from workbench.runtime.step_drafter import Longs, Seen
 
 
 class HostTokens:
-    """Tokens by batch row, and how many of each row's are on the device as they are here."""
+    """Tokens by batch row, and how many of each row's have been sent. What a request has does not change."""
 
     def __init__(self, max_rows: int, width: int) -> None:
         # The system hands out zero pages when they are first touched: lengths nobody has take no memory.
@@ -30,30 +30,19 @@ class HostTokens:
         """
         first, plans = steps[0], [seen.plan for seen in steps]
         for added in first.plan.added:
-            self._write(added.row, 0, added.token_ids)
-        if (drafts := first.plan.drafts) is not None:
+            self._ids[added.row, : len(added.token_ids)] = added.token_ids
+            self._sent[added.row] = 0
+        if first.plan.drafts is not None:
             assert len(steps) == 1, "a step that verifies is followed by itself"
-            rows, positions, _ = first.plan.yields
-            behind = len(rows) - len(drafts.token_ids)
-            self._put(rows[behind:], positions[behind:] - 1, drafts.token_ids)
+            rows, positions, _ = first.plan.yields  # where a draft stands, it is what was sampled there
         else:
             samples = np.concatenate([plan.samples for plan in plans])
             rows = np.concatenate([plan.rows for plan in plans])[samples]
             positions = np.concatenate([plan.starts + plan.counts for plan in plans])[samples]
-        self._put(rows, positions, np.concatenate([seen.token_ids for seen in steps]))
+        self._ids[rows, positions] = np.concatenate([seen.token_ids for seen in steps])
         for row, start, token_ids in first.forced:
-            self._write(row, start, token_ids)
-
-    def _write(self, row: int, start: int, token_ids: np.ndarray) -> None:
-        """One row's, side by side, as far as there is room."""
-        room = self._ids[row, start : start + len(token_ids)]
-        room[:] = token_ids[: len(room)]
-        self._sent[row] = min(self._sent[row], start)
-
-    def _put(self, rows: np.ndarray, positions: np.ndarray, token_ids: np.ndarray) -> None:
-        """Of several for one place the last one counts."""
-        self._ids[rows, positions] = token_ids
-        np.minimum.at(self._sent, rows, positions)
+            room = self._ids[row, start : start + len(token_ids)]
+            room[:] = token_ids[: len(room)]
 
     def send(self, batch: Batch, rows: Longs, lengths: Longs) -> None:
         """To the device, of each of the rows [n] its first tokens [n] that are not there yet."""

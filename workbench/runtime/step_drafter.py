@@ -15,6 +15,9 @@ from workbench.engine.result import Forced, Proposed, StepResult
 Longs = npt.NDArray[np.int64]
 
 
+NOBODY: frozenset[int] = frozenset()
+
+
 class Seen(NamedTuple):
     """A step that has been computed and verified; where it asks for drafts, the next is not launched yet."""
 
@@ -58,7 +61,7 @@ def drafted_behind(
     drafter: StepDrafter, plan: StepPlan, result: StepResult, hidden: Tensor | None, clock: Clock
 ) -> StepResult:
     """The step's result with what was drafted behind it, and the time that took."""
-    over = frozenset(failure.row for failure in result.failed)
+    over = frozenset([failure.row for failure in result.failed]) if result.failed else NOBODY
     proposed = drafter.draft(Seen(plan, result.token_ids, result.accepted, result.forced, over, hidden))
     if plan.asks is None:
         return result
