@@ -14,6 +14,7 @@ from tests.llm.asking import prompts
 from tests.llm.conftest import Models, Open, check_idle
 from tests.llm.test_speculation import WAYS, rule
 from workbench import LLM, RequestOutput, SamplingParams
+from workbench.runtime import draft_model
 from workbench.speculate.config import Room
 from workbench.speculate.pace import Pace
 from workbench.speculate.relay import Relay
@@ -44,15 +45,19 @@ class Fitful(Pace):
         wanted = (self.turn + rows) % 4
         return wanted if self.turn % 3 else np.zeros_like(wanted)
 
+    def by_chance(self, rows: np.ndarray) -> np.ndarray:
+        return (self.turn + 1 + rows) % 4
+
 
 @pytest.mark.parametrize("fitful", [False, True])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_that_drafts_for_itself_is_always_right(
-    models: Models, open_llm: Open, way: str, fitful: bool
+    models: Models, open_llm: Open, monkeypatch: pytest.MonkeyPatch, way: str, fitful: bool
 ) -> None:
     """Were a key of its cache another token's, it would say something else."""
     llm = open_llm(**WAYS[way], speculative_config=by(models.folder()))
     if fitful:
+        monkeypatch.setattr(draft_model, "BEHIND", 3)
         speculator = Speculator(Relay(), Room(3, 256), Fitful())
         llm._engine.scheduler._speculation = llm._engine.scheduler._planner._speculation = speculator
     given = prompts(5)
@@ -67,6 +72,35 @@ def test_a_model_that_drafts_for_itself_is_always_right(
     if way == "tight":
         assert requests.preemptions.sum() > 0
     check_idle(llm)
+
+
+class OnAndOff(Pace):
+    """Everybody drafts for some steps, and rests for some."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__(64, 3)
+        self.steps, self.turn = steps, 0
+
+    def wanted(self, rows: np.ndarray, gone: int | None = None) -> np.ndarray:
+        self.holds = 1
+        self.turn += 1
+        return np.full(len(rows), 0 if self.turn % (2 * self.steps) < self.steps else 3)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 9])
+def test_in_blocks_that_others_held_it_is_right_after_a_rest(
+    models: Models, open_llm: Open, steps: int
+) -> None:
+    """What it computed for somebody else is not there any more, of all tokens written while it rested."""
+    settings = {"num_gpu_blocks_override": 13, "block_size": 8, "max_model_len": 96, "max_num_seqs": 2}
+    llm = open_llm(**settings, enable_prefix_caching=False, speculative_config=by(models.folder()))
+    speculator = Speculator(Relay(), Room(3, 256), OnAndOff(steps))
+    llm._engine.scheduler._speculation = llm._engine.scheduler._planner._speculation = speculator
+    long = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+    for prompt in prompts(6):
+        assert tokens(llm.generate([prompt], long, use_tqdm=False)) == [models.greedy(prompt, 32)]
+    counts = llm._engine.scheduler.counts
+    assert counts.draft_tokens == counts.accepted_tokens > 50
 
 
 def test_a_draft_model_with_windows_drafts_for_itself(models: Models, open_llm: Open) -> None:

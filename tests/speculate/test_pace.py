@@ -257,8 +257,19 @@ def test_chances_that_are_not_looked_at_again_would_not_have_been_worth_it(
         for each in (pace, looking):
             verify(each, rows[row : row + 1], right, times=1)
         looking._vain = None
-        assert pace.wanted(rows).tolist() == looking.wanted(rows).tolist()
+        assert pace.wanted(rows, 1).tolist() == looking.wanted(rows, 1).tolist()
         assert pace.holds == looking.holds
+
+
+def test_drafts_are_looked_at_again_when_steps_without_any_take_longer() -> None:
+    pace = Pace(1, MOST)
+    row = dear(pace)
+    pace.enter(0)
+    verify(pace, row, MOST - 1)
+    assert not pace.wanted(row, 1).any()
+    for _ in range(40):
+        pace.took(1, 4e-3, 0)
+    assert pace.wanted(row, 1).any()
 
 
 def test_drafts_are_looked_at_again_when_their_cost_was_seen_anew() -> None:

@@ -115,7 +115,7 @@ class Speculation(Protocol):
         ...
 
     def meanwhile(self, running: Running) -> None:
-        """A step is computed and nothing can be planned behind it: time to think about those before it."""
+        """A step is computed and nothing can be planned behind it: time to think about what is to come."""
         ...
 
     def committed(self, plan: StepPlan, result: StepResult, accepted: Ints | None) -> None:

@@ -14,8 +14,7 @@ from workbench.engine.result import Forced, Proposed, StepResult
 
 Longs = npt.NDArray[np.int64]
 
-
-NOBODY: frozenset[int] = frozenset()
+NOBODY_OVER: frozenset[int] = frozenset()
 
 
 class Seen(NamedTuple):
@@ -49,7 +48,10 @@ class StepDrafter(Protocol):
     wants_hidden: bool  # the model's hidden states of every token of every step
 
     def draft(self, seen: Seen) -> Proposed | None:
-        """Called for every step in the order of the plans, asked or not; under torch.inference_mode()."""
+        """Called for every step in the order of the plans, asked or not.
+
+        What computes with tensors does so under torch.inference_mode(), as the model does.
+        """
         ...
 
     def reset(self) -> None:
@@ -61,7 +63,7 @@ def drafted_behind(
     drafter: StepDrafter, plan: StepPlan, result: StepResult, hidden: Tensor | None, clock: Clock
 ) -> StepResult:
     """The step's result with what was drafted behind it, and the time that took."""
-    over = frozenset([failure.row for failure in result.failed]) if result.failed else NOBODY
+    over = frozenset([failure.row for failure in result.failed]) if result.failed else NOBODY_OVER
     proposed = drafter.draft(Seen(plan, result.token_ids, result.accepted, result.forced, over, hidden))
     if plan.asks is None:
         return result

@@ -55,7 +55,7 @@ enters, leaves and grows as the runner itself does. What it is given, and what i
   found prefix holds the model's keys, and the drafter's as far as it computed them: `Filled`
   (`runtime/draft_cache.py`) keeps count, and what lacks is computed before drafting. A draft's own keys may
   lie where the request has no block yet: keep scratch blocks behind the pool's.
-- the device: `draft` runs under `torch.inference_mode()` behind the step's own work.
+- the device: `draft` runs behind the step's own work; like that, it computes under `torch.inference_mode()`.
 
 A drafter that is wrong, late or silent costs time and no token. `runtime/draft_model.py` is one in full;
 `runtime/draft_loading.py` makes it, and `speculate/assembly.py` the `Relay` beside it: a new one goes there.

@@ -22,7 +22,7 @@ PRIOR = 1.5  # drafts' worth of experience a new request begins with, of all req
 FADE = 0.8  # of what was seen, at each verification: the last five count most
 LEAST_SEEN = 3  # plain steps of a size that are timed before any drafts
 HOLDS = 4  # steps for which a decision holds
-HOLDS_NONE = 256  # and, at the longest, one that nobody drafts
+HOLDS_NONE = 64  # and, at the longest, one that nobody drafts
 REST, LONGEST_REST = 64, 1024  # steps without drafts before one is tried again, and after many vain trials
 SHORT_REST = 4  # where drafts were right before: a copy that was interrupted goes on
 GOOD = 2  # right drafts a verification; so many make a good one of a request
@@ -30,6 +30,7 @@ FADE_ALL = 0.9  # as FADE, of what is seen of all requests
 HOPE = 0.9  # chance of a draft that is worth a trial
 LEAST_PART = 0.1  # of a step's time without drafts that one with drafts takes at the least
 LEAST_GAIN = 1.02  # in tokens a second: less is lost in what is measured badly
+DEARER = 1.1  # steps without drafts that take so much longer: what was not worth it may be
 FREE, STRIDE = 16, 1.25  # steps so large may be tried unseen; beyond, so much larger than any that was seen
 
 
@@ -140,7 +141,7 @@ class Pace:
         self._rest: Longs = np.zeros(max_rows, np.int64)  # steps until a row without drafts tries one
         self._wait: Longs = np.full(max_rows, REST)  # how long its next rest is
         self._untried = 0  # steps since the last trial
-        self._vain: Floats | None = None  # [n] ascending; chances of rows whose drafts were not worth it
+        self._vain: tuple[Floats, float] | None = None  # what was not worth it: see `by_chance`
 
     def enter(self, row: int) -> None:
         """The row holds another request."""
@@ -180,7 +181,7 @@ class Pace:
         held, self.holds = self.holds if gone is None else gone, HOLDS
         if not len(rows) or self._costs.seen(len(rows)) < LEAST_SEEN:
             return np.zeros(len(rows), np.int64)
-        wanted = self._by_chance(rows)
+        wanted = self.by_chance(rows)
         resting = wanted == 0
         self._rest[rows[~resting]] = 0
         if not resting.any():
@@ -193,7 +194,7 @@ class Pace:
         )[resting]
         if trying.any():
             trial, trying = self._trial(rows, trying)
-            self._untried, self._vain = 0, None
+            self._untried = 0
             self._wait[rows[trying]] = np.minimum(2 * self._wait[rows[trying]], LONGEST_REST)
             self._rest[rows[trying]] = self._wait[rows[trying]]
             wanted = np.where(trying, trial, wanted)
@@ -204,19 +205,22 @@ class Pace:
             self.holds = min(HOLDS_NONE, max(len(rows), int(self._rest[rows].min())))
         return wanted
 
-    def _by_chance(self, rows: Longs) -> Longs:
-        """[n]; drafts that are worth it by what was seen of each row.
+    def by_chance(self, rows: Longs) -> Longs:
+        """[n]; drafts that are worth it by what was seen of each of the rows, with no regard to rests.
 
-        Chances no better than those that were not worth it are not looked at until drafts are timed or tried.
+        Chances no better than those that were not worth it are not looked at until drafts are timed, or steps
+        without any take longer.
         """
         right = self._right[rows]
         share = right / (right + self._wrong[rows])
-        ascending, vain = np.sort(share), self._vain
-        if vain is not None and len(vain) == len(rows) and (ascending <= vain).all():
-            return np.zeros(len(rows), np.int64)
+        ascending, plain = np.sort(share), self._costs.plain(len(rows))
+        if self._vain is not None:
+            vain, before = self._vain
+            if len(vain) == len(rows) and plain <= DEARER * before and (ascending <= vain).all():
+                return np.zeros(len(rows), np.int64)
         wanted = self._worth(share[:, None] ** np.arange(1, self._most + 1))
         if not wanted.any():
-            self._vain = ascending
+            self._vain = ascending, plain
         return wanted
 
     def _trial(self, rows: Longs, due: Bools) -> tuple[Longs, Bools]:

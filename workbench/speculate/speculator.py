@@ -110,17 +110,21 @@ class Speculator:
         self._gone += 1
         if self._holds:
             self._holds -= 1
-        if plan.drafts is None and self._holds >= HOLDS:
+        if plan.drafts is None and not self._anybody and self._holds >= HOLDS:
             return  # what a step costs is looked at shortly before the next decision
         self._heard.append((plan, result, accepted))
 
     def meanwhile(self, running: Running) -> None:
         self._think()
-        if self._pace is not None and self._holds == 1 and self._anybody and self._pace.holds == HOLDS:
-            # The step that is computed is the last of what was decided. That drafts go on may be decided
-            # without it, at a time that costs nothing; that they end, or what a trial says, is not.
-            self._decide(running)
-            self._holds = self._holds + 1 if self._anybody else 0
+        if self._pace is None or not self._anybody or self._holds != 1:
+            return
+        # The step that is computed is the last of what was decided. That all who draft go on may be decided
+        # without it, at a time that costs nothing; that somebody ends, and what a trial was worth, may not.
+        wanted = self._pace.by_chance(running.row)
+        if wanted.any() and (wanted > 0)[self._wanted[running.row] > 0].all():
+            self._wanted = np.zeros(running.max_rows, np.int64)
+            self._wanted[running.row] = wanted
+            self._holds += HOLDS
 
     def _think(self) -> None:
         """About the steps that were heard of."""
