@@ -96,3 +96,27 @@ def test_steps_are_timed_where_a_drafter_is_silent_now_and_then(open_llm: Open) 
     verifying, pace = steps_that_verify(open_llm, [MOST], EverySecondTime)
     assert sum(verifying) >= 2 * HOLDS - 2
     assert sum(drafts > 0 for drafts in pace.timed) >= sum(verifying) - 1
+
+
+class Always(Pace):
+    """Everybody drafts; what seems worth it while a step is computed is what was seen."""
+
+    def wanted(self, rows: np.ndarray, gone: int | None = None) -> np.ndarray:
+        self.holds = HOLDS
+        return np.full(len(rows), MOST)
+
+
+@pytest.mark.parametrize("steps", range(1, 3 * HOLDS))
+def test_the_last_request_may_be_aborted_while_any_step_verifies(open_llm: Open, steps: int) -> None:
+    """Nobody runs then, and what follows is still to be decided."""
+    given = prompts(1)
+    llm = open_llm(async_scheduling=True)
+    expected = list(llm.generate(given, PARAMS, use_tqdm=False)[0].outputs[0].token_ids)
+    draft_by(llm, TestDrafter("accurate", [[*given[0], *expected]]), pace=Always(64, MOST))
+    llm.add_request(given[0], PARAMS)
+    for _ in range(steps):
+        llm._engine.advance()
+    llm._engine.abort(list(llm._engine.scheduler.running.requests))  # as where nobody reads a stream any more
+    while llm._engine.scheduler.has_work:
+        llm._engine.advance()
+    assert list(llm.generate(given, PARAMS, use_tqdm=False)[0].outputs[0].token_ids) == expected

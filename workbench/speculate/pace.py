@@ -179,7 +179,7 @@ class Pace:
         `gone`: steps since it was asked last; None: as many as that was to hold for.
         """
         held, self.holds = self.holds if gone is None else gone, HOLDS
-        if not len(rows) or self._costs.seen(len(rows)) < LEAST_SEEN:
+        if self._unknown(rows):
             return np.zeros(len(rows), np.int64)
         wanted = self.by_chance(rows)
         resting = wanted == 0
@@ -205,12 +205,18 @@ class Pace:
             self.holds = min(HOLDS_NONE, max(len(rows), int(self._rest[rows].min())))
         return wanted
 
+    def _unknown(self, rows: Longs) -> bool:
+        """Whether nobody runs, or too few steps of so many were timed."""
+        return not len(rows) or self._costs.seen(len(rows)) < LEAST_SEEN
+
     def by_chance(self, rows: Longs) -> Longs:
         """[n]; drafts that are worth it by what was seen of each of the rows, with no regard to rests.
 
         Chances no better than those that were not worth it are not looked at until drafts are timed, or steps
         without any take longer.
         """
+        if self._unknown(rows):
+            return np.zeros(len(rows), np.int64)
         right = self._right[rows]
         share = right / (right + self._wrong[rows])
         ascending, plain = np.sort(share), self._costs.plain(len(rows))
