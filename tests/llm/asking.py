@@ -35,5 +35,12 @@ def is_rank(rank: int, row: torch.Tensor, token_id: int) -> bool:
     )
 
 
+def compile_grammars(llm: LLM, params: list[SamplingParams]) -> None:
+    """Wait for them, so that who is constrained is admitted in its turn, however slow the machine is."""
+    for asked in params:
+        if asked.structured_outputs is not None:
+            llm._parts.grammars.compile(asked.structured_outputs)
+
+
 async def collect(llm: LLM, prompt: list[int], params: SamplingParams) -> list[int]:
     return [token async for out in llm.astream(prompt, params) for token in out.outputs[0].token_ids]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.llm.asking import prompts
+from tests.llm.asking import compile_grammars, prompts
 from tests.llm.conftest import Open
 from workbench import LLM, RequestOutputKind, SamplingParams, StructuredOutputsParams
 from workbench.sim.replay import replay
@@ -55,6 +55,7 @@ def expected(open_llm: Open) -> list[list[int]]:
 @pytest.mark.parametrize("way", WAYS)
 def test_the_tokens_are_those_of_one_a_step(open_llm: Open, expected: list[list[int]], way: str) -> None:
     llm = open_llm(**WAYS[way])
+    compile_grammars(llm, mixed())
     with llm.trace.record() as trace:
         assert tokens(llm, mixed()) == expected
     assert trace.steps.forced.sum() > 20, "the grammar forced nothing"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.llm import tiny
-from tests.llm.asking import prompts
+from tests.llm.asking import compile_grammars, prompts
 from tests.llm.conftest import Models, Open
 from workbench import LLM, RequestOutputKind, SamplingParams, StructuredOutputsParams
 
@@ -60,6 +60,7 @@ def test_tokens_do_not_depend_on_how_steps_are_made_up(
     open_llm: Open, expected: list[list[int]], way: str
 ) -> None:
     llm = open_llm(**WAYS[way])
+    compile_grammars(llm, mixed())
     assert tokens(llm, mixed()) == expected
     if "tight" in way:
         preempted = llm.trace.requests.set_index("request_id")["preemptions"]
